@@ -1,0 +1,46 @@
+"""Boxwright: the toolkit with which people make object detectors.
+
+import boxwright
+
+boxwright.train(model="fasterrcnn_vitdet", data="data.yaml", epochs=50)
+predictor = boxwright.Predictor.load("outputs/training/res_1/best_model.safetensors")
+detections = predictor.predict("street.jpg")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from boxwright.version import __version__
+
+if TYPE_CHECKING:
+    from boxwright.data.dataset import open_dataset
+    from boxwright.data.synth import synthesize
+    from boxwright.errors import BoxwrightError, Diverged, UserError
+    from boxwright.evaluation import score
+    from boxwright.inference.predictor import Predictor
+    from boxwright.types import Batch, Detections, Record, Sample, Scores
+    from boxwright.verbs import demo, evaluate, predict, train
+
+_HOMES = {
+    "open_dataset": "boxwright.data.dataset",
+    "synthesize": "boxwright.data.synth",
+    "score": "boxwright.evaluation",
+    "Predictor": "boxwright.inference.predictor",
+    **dict.fromkeys(("BoxwrightError", "Diverged", "UserError"), "boxwright.errors"),
+    **dict.fromkeys(("Batch", "Detections", "Record", "Sample", "Scores"), "boxwright.types"),
+    **dict.fromkeys(("demo", "evaluate", "predict", "train"), "boxwright.verbs"),
+}
+
+__all__ = [
+    "Batch", "BoxwrightError", "Detections", "Diverged", "Predictor", "Record", "Sample", "Scores", "UserError",
+    "__version__", "demo", "evaluate", "open_dataset", "predict", "score", "synthesize", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used: `import boxwright` loads no PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'boxwright' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,260 @@
+"""One function a verb: parse, call, print; no logic. The work is in `verbs`.
+
+The program finds the public functions here by reading this file: `data_synth` is `boxwright data synth`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from boxwright import registry, verbs
+from boxwright.config import Run
+
+Json = Annotated[bool, Parameter(help="Print the result as one JSON object on standard output.")]
+
+
+def demo(*, folder: Path = Path("outputs/demo"), seed: int = 0, json: Json = False) -> int:
+    """Draw a small dataset, train a small ViTDet Faster R-CNN on it, evaluate, predict. A CPU, no network.
+
+    Parameters
+    ----------
+    folder
+        Where everything goes; a number is added if it exists.
+    seed
+        Of the drawing and the training.
+    """
+    made = verbs.demo(folder, seed=seed, say=_say)
+    map50 = made.evaluated.scores.coco["AP50"]
+    _say("")
+    _say(_table(made.evaluated.scores))
+    _say(f"pictures with boxes   {made.predicted.folder}/*.jpg  clip.mp4")
+    _say(f"graphs                {made.trained.folder}/plots/map.png  loss.png")
+    _say(f"what it trained on    {made.trained.folder}/previews/first_batch.jpg")
+    _say(f"weights               {made.trained.folder}/best_model.safetensors")
+    _say("")
+    _say("Your own data: a folder with train/images, train/labels, valid/images, valid/labels (VOC XML), then")
+    _say("  boxwright train --model fasterrcnn_vitdet_tiny --data FOLDER --epochs 20 --name first")
+    _say("  boxwright predict --weights outputs/training/first/best_model.safetensors --input PICTURES")
+    _result(json, {"folder": made.folder, "map50": map50, "scores": made.evaluated.scores})
+    return 0
+
+
+def train(*, run: Annotated[Run, Parameter(name="*")], json: Json = False) -> int:
+    """Train one detector on one dataset."""
+    trained = verbs.train(run)
+    _result(json, trained)
+    return 0
+
+
+def evaluate(
+    *,
+    weights: Path,
+    data: str,
+    split: Literal["train", "val", "test"] = "val",
+    imgsz: int | None = None,
+    square_img: bool | None = None,
+    batch: int = 1,
+    workers: int = 0,
+    device: str = "auto",
+    name: str | None = None,
+    project_dir: Path = Path("outputs/evaluation"),
+    json: Json = False,
+) -> int:
+    """Score a checkpoint on a dataset, by COCO's and by VOC's rules.
+
+    Parameters
+    ----------
+    weights
+        best_model.safetensors of a run.
+    data
+        Data YAML or folder, as in training.
+    split
+        Which part of it.
+    imgsz
+        Side that pictures are resized to; by default as in training.
+    square_img
+        Stretch pictures to a square; by default as in training.
+    batch
+        Pictures at once.
+    workers
+        Processes that read pictures.
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    name
+        Of the folder with scores.json.
+    project_dir
+        Where that folder is made.
+    """
+    done = verbs.evaluate(
+        weights, data, split=split, imgsz=imgsz, square_img=square_img, batch=batch, workers=workers, device=device,
+        name=name, project_dir=project_dir, say=_say,
+    )  # fmt: skip
+    _say(_table(done.scores))
+    _say(f"{done.images_per_second:.1f} images/s; {done.folder / 'scores.json'}")
+    _result(json, done)
+    return 0
+
+
+def predict(
+    *,
+    weights: Path,
+    input: str,
+    threshold: float = 0.5,
+    imgsz: int | None = None,
+    square_img: bool | None = None,
+    classes: Annotated[list[str], Parameter(consume_multiple=True)] | None = None,
+    no_labels: bool = False,
+    show: bool = False,
+    stream: bool = False,
+    batch: int = 1,
+    device: str = "auto",
+    name: str | None = None,
+    output: Path = Path("outputs/inference"),
+    json: Json = False,
+) -> int:
+    """Draw boxes on pictures and videos.
+
+    Parameters
+    ----------
+    weights
+        best_model.safetensors of a run.
+    input
+        A picture, a video, a folder of them, a glob, a camera's number, or an address (with --stream).
+    threshold
+        Boxes with a lower score are left out.
+    imgsz
+        Side that pictures are resized to; by default as in training.
+    square_img
+        Stretch pictures to a square; by default as in training.
+    classes
+        Names of the classes to keep; by default all.
+    no_labels
+        Draw boxes without names.
+    show
+        Show the result in a window while it is made.
+    stream
+        Allow an rtsp or http address as input.
+    batch
+        Frames of a video at once.
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    name
+        Of the folder with the results.
+    output
+        Where that folder is made.
+    """
+    done = verbs.predict(
+        weights, input, threshold=threshold, imgsz=imgsz, square_img=square_img, classes=classes or (),
+        labels=not no_labels, show=show, stream=stream, batch=batch, device=device, name=name, output=output, say=_say,
+    )  # fmt: skip
+    counts = [f"{n} {what}" for n, what in ((done.pictures, "pictures"), (done.frames, "frames")) if n]
+    _say(f"{done.objects} objects in {' and '.join(counts)}; {done.folder}")
+    for reason in done.skipped:
+        _say(f"skipped: {reason}")
+    _result(json, done)
+    return 3 if done.skipped else 0
+
+
+def models(*, json: Json = False) -> int:
+    """List the detectors that can be trained, and where each is built."""
+    entries = registry.entries().values()
+    width = max(len(entry.name) for entry in entries)
+    for entry in entries:
+        where = f"{entry.path.relative_to(registry.PACKAGE.parent)}:{entry.line}"
+        _say(f"{entry.name:{width}}  {entry.summary}  [{where}]")
+    _result(json, [dataclasses.asdict(entry) for entry in entries])
+    return 0
+
+
+def data_synth(
+    folder: Path,
+    *,
+    train: int = 200,
+    valid: int = 50,
+    size: tuple[int, int] = (240, 320),
+    classes: Annotated[list[str], Parameter(consume_multiple=True)] | None = None,
+    objects: tuple[int, int] = (1, 5),
+    scale: tuple[float, float] = (0.15, 0.5),
+    seed: int = 0,
+    json: Json = False,
+) -> int:
+    """Draw a VOC dataset: pictures of shapes over busy backgrounds, with XML.
+
+    Parameters
+    ----------
+    folder
+        To be made, with train/, valid/ and data.yaml inside.
+    train
+        Pictures to train on.
+    valid
+        Pictures to validate on.
+    size
+        Height and width of the pictures.
+    classes
+        Shapes to draw; by default all.
+    objects
+        Fewest and most objects in a picture.
+    scale
+        Smallest and largest side of an object, as a fraction of the picture's shorter side.
+    seed
+        The same seed draws the same pictures.
+    """
+    from boxwright.data.synth import CLASSES, synthesize
+
+    path = synthesize(
+        folder,
+        train=train,
+        valid=valid,
+        size=size,
+        classes=tuple(classes or CLASSES),
+        objects=objects,
+        scale=scale,
+        seed=seed,
+    )
+    _say(f"{train} + {valid} pictures drawn; {path}")
+    _result(json, {"data": path})
+    return 0
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
+
+
+def _result(wanted: bool, value: Any) -> None:
+    """The result as the last thing on standard output, if it was asked for."""
+    if wanted:
+        sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(scores: Any) -> str:
+    """Scores as a person reads them."""
+    coco, voc = scores.coco, scores.voc
+    lines = [
+        f"{scores.images} pictures, {scores.objects} objects",
+        f"COCO  AP {coco['AP']:.3f}  AP50 {coco['AP50']:.3f}  AP75 {coco['AP75']:.3f}  small {coco['APsmall']:.3f}  "
+        f"medium {coco['APmedium']:.3f}  large {coco['APlarge']:.3f}  AR100 {coco['AR100']:.3f}",
+        f"VOC   11 points {voc['07@50']:.3f}  area {voc['area@50']:.3f}  area at IoU 0.75 {voc['area@75']:.3f}",
+    ]
+    width = max(len(name) for name in scores.per_class)
+    for name, row in scores.per_class.items():
+        lines.append(f"  {name:{width}}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}")
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""What a run is made of: default, type, range and help of every option in one place.
+
+A `Run` is read from the command line, written as run.yaml and carried by every checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from boxwright.errors import UserError
+from boxwright.registry import nearest
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class Run(BaseModel):
+    """One detector trained on one dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # What
+    data: str = Field(description="Data YAML, VOCdevkit folder, or folder with train/ and valid/.")
+    model: str = Field("fasterrcnn_resnet50_fpn_v2", description="Name of the detector; `boxwright models` lists them.")
+    weights: str | None = Field(
+        None,
+        description="Start from these weights: a file, or the name of published ones; otherwise from random numbers.",
+    )
+    name: str | None = Field(None, description="Name of the run folder; by default res_1, res_2, ...")
+    project_dir: Path = Field(Path("outputs/training"), description="Folder that run folders are made in.")
+    exist_ok: bool = Field(False, description="Write into a run folder that exists, replacing what is there.")
+
+    # How long
+    epochs: int = Field(5, ge=1, description="Passes over the training pictures.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many steps, however many epochs that is.")
+    patience: int = Field(10, ge=1, description="Stop when this many evaluations in a row bring no better mAP.")
+    eval_every: int = Field(1, ge=1, description="Evaluate every so many epochs, and at the end.")
+
+    # What the network sees
+    imgsz: int = Field(640, ge=32, le=4096, multiple_of=16, description="Side in pixels that pictures are resized to.")
+    square_training: bool = Field(
+        False, description="Stretch pictures to a square; otherwise keep their aspect and pad."
+    )
+    use_train_aug: bool = Field(
+        False, description="The article's augmentations: blur, grey, brightness, colour, gamma."
+    )
+    flip: float = Field(0.0, ge=0, le=1, description="Share of the training pictures mirrored left for right.")
+
+    # Optimisation
+    batch: int = Field(4, ge=1, description="Pictures in a step.")
+    lr: float | None = Field(None, gt=0, le=10, description="Learning rate; 0.001 for SGD, 0.0001 for AdamW.")
+    optimizer: Optimizer = Field("sgd", description="SGD with Nesterov momentum 0.9, or AdamW.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Decay of weights; biases, norms and positions have none.")
+    schedule: Schedule = Field("constant", description="Learning rate after warm-up.")
+    warmup_steps: int = Field(1000, ge=0, description="Steps of rising learning rate, at most the first epoch.")
+    clip: float = Field(10.0, gt=0, description="Largest norm of the gradient; longer ones are shortened to it.")
+
+    # The machine
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    precision: Precision = Field("auto", description="Autocast: bf16 or fp16 where the device has it.")
+    workers: int | None = Field(
+        None, ge=0, description="Processes that read pictures; by default chosen by the device."
+    )
+    seed: int = Field(0, ge=0, description="Of initial weights, order, augmentation and sampling.")
+
+    # Judging
+    eval_batch: int | None = Field(None, ge=1, description="Pictures at once in evaluation; by default as in training.")
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        limit = {"sgd": 10.0, "adamw": 0.004}[self.optimizer]
+        if self.lr is not None and self.lr > limit:
+            raise ValueError(
+                f"--lr {self.lr:g} belongs to SGD; AdamW wants 0.0001 or so. Lower it, or use --optimizer sgd"
+            )
+        if self.optimizer == "sgd" and self.lr is not None and self.lr < 1e-5:
+            raise ValueError(
+                f"--lr {self.lr:g} belongs to AdamW; SGD wants 0.001 to 0.02. Raise it, or use --optimizer adamw"
+            )
+        return self
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate."""
+        return self.lr if self.lr is not None else {"sgd": 1e-3, "adamw": 1e-4}[self.optimizer]
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
+        """The learning rate of a step, a pure function of the step (0-based)."""
+        warmup = min(self.warmup_steps, steps_per_epoch)
+        rise = 1e-3 + (1 - 1e-3) * step / warmup if step < warmup else 1.0  # from lr/1000, as the article's pipeline
+        if self.schedule == "constant":
+            return self.learning_rate * rise
+        progress = min(max(step - warmup, 0) / max(total_steps - warmup, 1), 1.0)
+        return self.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def make_run(**options: Any) -> Run:
+    """A checked `Run`; what is wrong becomes one `UserError` that names the flags."""
+    try:
+        return Run(**options)
+    except ValidationError as error:
+        raise UserError("; ".join(explain(e) for e in error.errors())) from None
+
+
+def explain(error: Any) -> str:
+    """One of pydantic's errors in the words of the command line."""
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0])
+    flag = "--" + name.replace("_", "-")
+    given = error.get("input")
+    if error["type"] == "extra_forbidden":
+        return f"unknown option {flag}.{nearest(name, Run.model_fields)}"
+    if error["type"] == "missing":
+        return f"{flag} is missing: {Run.model_fields[name].description}"
+    if error["type"] == "multiple_of":
+        below = int(given) // 16 * 16
+        return f"{flag} {given} is not a multiple of 16; use {below or 16} or {below + 16}"
+    return f"{flag} {given}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -1,0 +1,1 @@
+"""One file a dataset format; each turns files into `Record`s and back."""

@@ -1,0 +1,21 @@
+"""What ends a command with one line on standard error and an exit code of its own, never a traceback."""
+
+from __future__ import annotations
+
+
+class BoxwrightError(Exception):
+    """Base of the errors that are told in one line."""
+
+    exit_code = 1
+
+
+class UserError(BoxwrightError):
+    """A mistake that the person at the keyboard can mend: what, where, and the nearest right word or what to do."""
+
+    exit_code = 2
+
+
+class Diverged(BoxwrightError):
+    """Training has left the finite numbers."""
+
+    exit_code = 70

@@ -1,0 +1,40 @@
+"""Folders for results: a name that exists is never written over, a number is added."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+from boxwright.errors import UserError
+
+
+def claim(parent: Path, name: str | None, *, exist_ok: bool = False) -> Path:
+    """Make `parent/name`, or `name_2`, `name_3` ... where it exists, or `res_1`, `res_2` ... without a name.
+
+    With `exist_ok` the named folder is taken as it is. A place that cannot be written to is a `UserError`.
+    """
+    if name is not None and (not name.strip() or name in (".", "..") or Path(name).name != name):
+        raise UserError(f"--name {name!r} is not a folder name")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = _first_free(parent, name, exist_ok=exist_ok)
+        probe = folder / "write.probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write into {parent}: {error.strerror}. Choose another folder") from None
+    return folder
+
+
+def _first_free(parent: Path, name: str | None, *, exist_ok: bool) -> Path:
+    if name and exist_ok:
+        (parent / name).mkdir(exist_ok=True)
+        return parent / name
+    candidates = (f"{name}_{n}" if n > 1 else name for n in count(1)) if name else (f"res_{n}" for n in count(1))
+    for candidate in candidates:
+        try:
+            (parent / candidate).mkdir()  # claims it: of two runs that start at once each gets its own
+        except FileExistsError:
+            continue
+        return parent / candidate
+    raise AssertionError("there is always a next number")

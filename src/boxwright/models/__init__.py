@@ -1,0 +1,1 @@
+"""Any backbone, any pyramid, any detection module."""

@@ -1,0 +1,1 @@
+"""Backbones: one file or one row each."""

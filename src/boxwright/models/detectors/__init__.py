@@ -1,0 +1,1 @@
+"""Detection modules: one file each."""

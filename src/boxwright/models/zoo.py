@@ -1,0 +1,140 @@
+"""Every named detector: one builder each, the numbers in plain sight. A new name is one function here.
+
+A builder's options are keyword-only; `num_classes` counts foreground classes.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from boxwright.models.backbones import from_torchvision
+from boxwright.models.detectors.faster_rcnn import (
+    Anchors,
+    BoxHeads,
+    ConvHead,
+    FasterRCNN,
+    RegionProposals,
+    RPNHead,
+    TwoLayerHead,
+)
+from boxwright.models.pyramid import FPN, Joined, SimpleFeaturePyramid, SingleMap
+from boxwright.models.vit import ViT
+from boxwright.registry import register
+
+FPN_ANCHORS = {4: [32.0], 8: [64.0], 16: [128.0], 32: [256.0], 64: [512.0]}  # stride: side, Lin et al., 2017
+
+
+@register("fasterrcnn_vitdet")
+def fasterrcnn_vitdet(*, num_classes: int, drop_path: float = 0.1, checkpoint_blocks: bool = False) -> FasterRCNN:
+    """ViT-B/16, window 14, global blocks 2 5 8 11, simple feature pyramid (the article's model)."""
+    return FasterRCNN(
+        Joined(
+            ViT(
+                width=768,
+                depth=12,
+                heads=12,
+                patch=16,
+                window=14,
+                global_blocks=(2, 5, 8, 11),
+                drop_path=drop_path,
+                checkpoint_blocks=checkpoint_blocks,
+            ),
+            SimpleFeaturePyramid(stride=16, channels=768, width=256),
+        ),
+        RegionProposals(RPNHead(256, anchors_per_cell=3), Anchors(FPN_ANCHORS)),
+        BoxHeads(TwoLayerHead(256), num_classes=num_classes, strides=(4, 8, 16, 32, 64)),
+    )
+
+
+@register("fasterrcnn_vitdet_tiny")
+def fasterrcnn_vitdet_tiny(*, num_classes: int, drop_path: float = 0.1, checkpoint_blocks: bool = False) -> FasterRCNN:
+    """ViT-Tiny/16 (192 wide, 3 heads) in the same form as `fasterrcnn_vitdet`."""
+    return FasterRCNN(
+        Joined(
+            ViT(
+                width=192,
+                depth=12,
+                heads=3,
+                patch=16,
+                window=14,
+                global_blocks=(2, 5, 8, 11),
+                drop_path=drop_path,
+                checkpoint_blocks=checkpoint_blocks,
+            ),
+            SimpleFeaturePyramid(stride=16, channels=192, width=256),
+        ),
+        RegionProposals(RPNHead(256, anchors_per_cell=3), Anchors(FPN_ANCHORS)),
+        BoxHeads(TwoLayerHead(256), num_classes=num_classes, strides=(4, 8, 16, 32, 64)),
+    )
+
+
+@register("fasterrcnn_vitdet_nano")
+def fasterrcnn_vitdet_nano(*, num_classes: int, drop_path: float = 0.0) -> FasterRCNN:
+    """A ViTDet of 8-px patches and few blocks that learns drawn shapes on a CPU in a minute (the demo's model)."""
+    return FasterRCNN(
+        Joined(
+            ViT(
+                width=96,
+                depth=4,
+                heads=3,
+                patch=8,
+                window=6,
+                global_blocks=(1, 3),
+                drop_path=drop_path,
+                pretrain_grid=24,
+                relative_grid=24,
+            ),
+            SimpleFeaturePyramid(stride=8, channels=96, width=64, scales=(2.0, 1.0, 0.5)),
+        ),
+        RegionProposals(
+            RPNHead(64, anchors_per_cell=3),
+            Anchors({4: [24.0], 8: [40.0], 16: [64.0], 32: [112.0]}),
+            keep_before_nms=(200, 200),
+            keep_after_nms=(200, 100),
+            samples=64,
+        ),
+        BoxHeads(
+            TwoLayerHead(64, pool=5, width=256),
+            num_classes=num_classes,
+            strides=(4, 8, 16),
+            pool=5,
+            samples=64,
+        ),
+    )
+
+
+@register("fasterrcnn_resnet50_fpn_v2")
+def fasterrcnn_resnet50_fpn_v2(*, num_classes: int) -> FasterRCNN:
+    """ResNet-50 with an FPN, BatchNorm throughout and a convolutional box head (torchvision's v2, arXiv:2111.11429)."""
+    body = from_torchvision.resnet(50)
+    return FasterRCNN(
+        Joined(body, FPN(body.channels, width=256, norm=nn.BatchNorm2d)),
+        RegionProposals(RPNHead(256, anchors_per_cell=3, depth=2), Anchors(FPN_ANCHORS)),
+        BoxHeads(ConvHead(256), num_classes=num_classes, strides=(4, 8, 16, 32)),
+    )
+
+
+@register("fasterrcnn_squeezenet1_1")
+def fasterrcnn_squeezenet1_1(*, num_classes: int) -> FasterRCNN:
+    """SqueezeNet 1.1, one map of stride 16: small enough to train for real on a CPU."""
+    body = from_torchvision.squeezenet1_1()
+    return FasterRCNN(
+        Joined(body, SingleMap(body.channels)),
+        RegionProposals(
+            RPNHead(512, anchors_per_cell=15),
+            Anchors({16: [32.0, 64.0, 128.0, 256.0, 512.0]}),
+            keep_after_nms=(1000, 300),
+        ),
+        BoxHeads(TwoLayerHead(512), num_classes=num_classes, strides=(16,), samples=128),
+    )
+
+
+@register("fasterrcnn_mobilenet_v2")
+def fasterrcnn_mobilenet_v2(*, num_classes: int) -> FasterRCNN:
+    """MobileNetV2 with an FPN of 128 channels: small enough to train for real on a CPU."""
+    body = from_torchvision.mobilenet_v2()
+    return FasterRCNN(
+        Joined(body, FPN(body.channels, width=128)),
+        RegionProposals(RPNHead(128, anchors_per_cell=3), Anchors(FPN_ANCHORS), keep_after_nms=(1000, 300)),
+        BoxHeads(TwoLayerHead(128), num_classes=num_classes, strides=(4, 8, 16, 32), samples=128),
+    )

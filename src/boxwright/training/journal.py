@@ -1,0 +1,190 @@
+"""What a run tells: a progress line for the person, metrics.jsonl and results.csv for later, graphs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from torch import Tensor, nn
+
+from boxwright.config import Run
+from boxwright.data.dataset import Dataset, Split
+from boxwright.training import plots
+from boxwright.training.run_folder import append_json, append_row
+
+LOG_EVERY = 10  # steps
+LINE_EVERY = 30.0  # seconds, where standard error is no terminal
+
+
+class Journal:
+    """Keeps the books of one run. Everything said goes to standard error and to train.log."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run: Run,
+        total: int,
+        steps_per_epoch: int,
+        device: torch.device,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.run = run
+        self.total = total
+        self.steps_per_epoch = steps_per_epoch
+        self.device = device
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False)
+        self._file = (folder / "train.log").open("a", encoding="utf-8")
+        self._bar = self._make_bar() if self._console.is_terminal and not quiet else None
+        self._task = self._bar.add_task("", total=total, text="") if self._bar else None
+        self._text = ""
+        self._handler = _Warnings(self)
+        self._window: list[dict[str, float]] = []  # losses of the steps since the last line of metrics.jsonl
+        self._epoch: list[float] = []  # losses since the last evaluation
+        self._started = self._shown = self._window_started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        logging.getLogger("boxwright").addHandler(self._handler)
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logging.getLogger("boxwright").removeHandler(self._handler)
+        if self._bar:
+            self._bar.stop()
+        self._file.close()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self._file.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+        self._file.flush()
+        if self._bar:
+            self._bar.console.print(message, markup=False)
+        elif not self._quiet:
+            sys.stderr.write(message + "\n")
+
+    def introduce(self, dataset: Dataset, splits: Sequence[Split], detector: nn.Module, origin: str) -> None:
+        """What is about to be trained, on what, from what."""
+        run = self.run
+        parameters = sum(p.numel() for p in detector.parameters())
+        for split in splits:
+            objects = sum(len(record.boxes) for record in split.records)
+            self.say(f"{split.name}: {len(split.records)} pictures, {objects} objects, {len(dataset.classes)} classes")
+            for line in fault_lines(split):
+                self.say(f"  {line}")
+        self.say(f"{run.model}: {parameters:,} parameters, {origin}")
+        self.say(
+            f"{self.total} steps of {run.batch}, {run.optimizer} at {run.learning_rate:g}, pictures at {run.imgsz}"
+            f"{' square' if run.square_training else ''}, on {self.device}; writing {self.folder}"
+        )
+
+    def step(self, step: int, losses: Mapping[str, Tensor], rate: float, norm: Tensor) -> None:
+        """Step number `step` (0-based) is done; `rate` is its learning rate, `norm` that of its gradient."""
+        values = {name: value.item() for name, value in losses.items()}
+        self._window.append({"loss": sum(values.values()), **values})
+        self._epoch.append(self._window[-1]["loss"])
+        if (step + 1) % LOG_EVERY and step + 1 < self.total:
+            self._show(step)
+            return
+        seconds = max(time.monotonic() - self._window_started, 1e-9)
+        mean = {name: sum(row[name] for row in self._window) / len(self._window) for name in self._window[0]}
+        images = len(self._window) * self.run.batch / seconds
+        row = {"step": step + 1, "epoch": step // self.steps_per_epoch + 1, "lr": rate, **mean}
+        append_json(self.folder / "metrics.jsonl", {**row, "gradient": norm.item(), "images_per_s": images})
+        self._show(step, f"loss {mean['loss']:.3f}  {images:.1f} images/s{self._memory()}")
+        self._window, self._window_started = [], time.monotonic()
+
+    def evaluating(self, done: int, pictures: int) -> None:
+        """So many validation pictures are done."""
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, text=f"evaluating {done}/{pictures}")
+
+    def evaluation(self, step: int, scores: Mapping[str, float], *, best: bool) -> None:
+        """The scores after `step`."""
+        epoch = -(-(step + 1) // self.steps_per_epoch)
+        loss = sum(self._epoch) / len(self._epoch)
+        row = {"epoch": epoch, "step": step + 1, "loss": loss, **scores, "seconds": self._seconds()}
+        append_row(self.folder / "results.csv", row)
+        append_json(self.folder / "metrics.jsonl", {"evaluation": True, **row})
+        plots.plot_map(self.folder)
+        plots.plot_losses(self.folder)
+        self.say(
+            f"epoch {epoch}/{self.run.epochs}  loss {loss:.3f}  mAP {scores['map']:.3f}  mAP50 {scores['map50']:.3f}"
+            f"  {'best so far' if best else '':11}  {clock(self._seconds())} gone, {self._left(step)} left"
+        )
+        self._epoch, self._window_started = [], time.monotonic()
+
+    def conclude(self, best: Mapping[str, float], epoch: int) -> None:
+        self.say(
+            f"best mAP {best['map']:.3f} (mAP50 {best['map50']:.3f}) in epoch {epoch}, after {clock(self._seconds())}; "
+            f"weights, graphs and pictures are in {self.folder}"
+        )
+
+    def _show(self, step: int, text: str = "") -> None:
+        if self._bar and self._task is not None:
+            self._text = f"{text}  {self._left(step)} left" if text else self._text
+            self._bar.update(self._task, completed=step + 1, text=self._text)
+        elif text and time.monotonic() - self._shown >= LINE_EVERY:
+            self._shown = time.monotonic()
+            self.say(f"step {step + 1}/{self.total}  {text}  {self._left(step)} left")
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _left(self, step: int) -> str:
+        return clock(self._seconds() / (step + 1) * (self.total - step - 1))
+
+    def _memory(self) -> str:
+        if self.device.type != "cuda":
+            return ""
+        return f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB"
+
+    def _make_bar(self) -> Progress:
+        columns = (
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[text]}"),
+        )
+        return Progress(*columns, console=self._console, transient=True)
+
+
+class _Warnings(logging.Handler):
+    """The library's warnings, said without tearing the progress line."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(logging.WARNING)
+        self.journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.journal.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def fault_lines(split: Split, most: int = 5) -> list[str]:
+    """What was found wrong in a split: a count of each action, and the first few."""
+    counts: dict[str, int] = {}
+    for fault in split.faults:
+        counts[fault.action] = counts.get(fault.action, 0) + 1
+    lines = [f"{number} × {action}" for action, number in sorted(counts.items())]
+    lines += [str(fault) for fault in split.faults[:most]]
+    if len(split.faults) > most:
+        lines.append(f"... and {len(split.faults) - most} more")
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """3725 → 1:02:05, 65 → 1:05."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

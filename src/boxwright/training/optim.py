@@ -1,0 +1,51 @@
+"""Which parameters learn how: groups with and without weight decay, the optimizer, the scaler for fp16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from boxwright.config import Precision, Run
+from boxwright.types import UserError
+
+
+def make_optimizer(detector: nn.Module, run: Run) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9, or AdamW; fused where the device has it."""
+    groups = list(parameter_groups(detector, run.weight_decay))
+    if run.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=run.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=run.learning_rate, fused=True)
+
+
+def parameter_groups(detector: nn.Module, weight_decay: float) -> Iterator[dict[str, Any]]:
+    """Matrices and kernels decay; biases, norms, position embeddings and relative-position tables do not."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in detector.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim < 2 or "pos_embed" in name or "rel_pos" in name
+        (others if plain else decayed).append(parameter)
+    yield {"params": decayed, "weight_decay": weight_decay}
+    yield {"params": others, "weight_decay": 0.0}
+
+
+def autocast_type(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that matrix products run in, None for float32 throughout.
+
+    `auto` is bf16 on a GPU that has it, fp16 on an older one, float32 on a CPU (where bf16 was measured slower).
+    """
+    if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
+        return None
+    if precision == "fp16":
+        if device.type != "cuda":
+            raise UserError(f"--precision fp16 needs a CUDA GPU, and the device is {device}. Use bf16 or fp32")
+        return torch.float16
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if precision == "bf16":
+            raise UserError("--precision bf16: this GPU has no bf16. Use fp16")
+        return torch.float16
+    return torch.bfloat16

@@ -1,0 +1,39 @@
+"""Pictures in the run folder: what the network saw first, and what it finds now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from boxwright.data.images import decode
+from boxwright.inference.draw import contact_sheet, draw, draw_truth
+from boxwright.inference.output import write_image
+from boxwright.inference.predictor import Predictor
+from boxwright.types import Batch, Record
+
+SHOWN = 8  # pictures on a sheet
+CELL = (300, 400)  # pixels of each: height, width
+THRESHOLD = 0.5  # of the detections drawn
+
+
+def first_batch(folder: Path, batch: Batch, classes: Sequence[str]) -> None:
+    """previews/first_batch.jpg: the first pictures after augmentation, with the boxes trained on."""
+    images = batch.images.permute(0, 2, 3, 1).cpu().numpy()[:SHOWN]
+    drawn = [
+        draw_truth(np.ascontiguousarray(image[:h, :w]), boxes.cpu().numpy(), labels.cpu().numpy(), classes)
+        for image, (h, w), boxes, labels in zip(images, batch.sizes, batch.boxes, batch.labels, strict=False)
+    ]
+    write_image(folder / "previews" / "first_batch.jpg", contact_sheet(drawn, min(4, len(drawn)), CELL))
+
+
+def validation(folder: Path, predictor: Predictor, records: Sequence[Record]) -> None:
+    """previews/validation.jpg: ground truth beside predictions, the same pictures every time."""
+    step = max(len(records) // (SHOWN // 2), 1)
+    drawn = []
+    for record in records[::step][: SHOWN // 2]:
+        image = decode(record.image)
+        drawn.append(draw_truth(image, record.boxes, record.labels, predictor.classes))
+        drawn.append(draw(image, predictor.predict(image, threshold=THRESHOLD), predictor.classes))
+    write_image(folder / "previews" / "validation.jpg", contact_sheet(drawn, 4, CELL))

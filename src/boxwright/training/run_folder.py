@@ -1,0 +1,104 @@
+"""Where a run writes, and how: each file complete under its name.
+
+outputs/training/<name>/
+├── run.yaml  env.json  train.log
+├── metrics.jsonl            one line a log step or evaluation
+├── results.csv              one row an evaluation
+├── best_model.safetensors   last_model.safetensors
+├── previews/                first_batch.jpg  validation.jpg
+└── plots/                   map.png  loss.png
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import yaml
+
+from boxwright.config import Run
+from boxwright.data.dataset import Dataset, Split
+from boxwright.folders import claim
+from boxwright.types import UserError
+from boxwright.version import __version__
+
+
+def make_folder(run: Run) -> Path:
+    """A new folder for the run, or with `exist_ok` an old one whose books are closed."""
+    folder = claim(run.project_dir, run.name, exist_ok=run.exist_ok)
+    for name in ("previews", "plots"):
+        (folder / name).mkdir(exist_ok=True)
+    for name in ("metrics.jsonl", "results.csv", "train.log"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def check_space(folder: Path, model_bytes: int) -> None:
+    """Refuse to start where the checkpoints of the run would not fit."""
+    needed = 3 * model_bytes + 50_000_000  # best, last, one being written; and pictures
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"the disk of {folder} has {free / 1e6:.0f} MB free, this run needs {needed / 1e6:.0f} MB")
+
+
+def write_run(folder: Path, run: Run, dataset: Dataset, splits: Sequence[Split], device: torch.device) -> None:
+    """run.yaml and env.json."""
+    described = {**run.model_dump(mode="json"), "classes": list(dataset.classes)}
+    write_text(folder / "run.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
+    fingerprints = {split.name: dataset.fingerprint(split) for split in splits}
+    write_text(folder / "env.json", json.dumps(environment(device, fingerprints), indent=1) + "\n")
+
+
+def environment(device: torch.device, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What a result depends on besides the run: versions, machine, data."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "boxwright": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "data": dict(fingerprints),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole: under another name, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def append_json(path: Path, values: dict[str, Any]) -> None:
+    """One more line of JSON; numbers that JSON does not have become null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(finite) + "\n")
+
+
+def append_row(path: Path, values: dict[str, Any]) -> None:
+    """One more row of a CSV, with a header in front of the first."""
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(values))
+        if new:
+            writer.writeheader()
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of results.csv as numbers."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]

@@ -1,0 +1,231 @@
+"""The verbs of the command line as Python functions: `boxwright.train(...)`, `boxwright.evaluate(...)`, ...
+
+Each checks everything that can be checked cheaply before PyTorch is imported, then does its work.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from boxwright import registry
+from boxwright.config import Run, make_run
+from boxwright.errors import UserError
+from boxwright.folders import claim
+
+if TYPE_CHECKING:
+    from boxwright.inference.run import Predicted
+    from boxwright.training.loop import Trained
+    from boxwright.types import Scores
+
+Say = Callable[[str], None]
+
+
+def train(run: Run | None = None, *, quiet: bool = False, **options: Any) -> Trained:
+    """Train one detector on one dataset: a `Run`, or its fields as keywords. See `config.Run` for them.
+
+    Raises `UserError` for a mistake in the options or the data, before training; `Diverged` when a loss is not finite.
+    """
+    run = run or make_run(**options)
+    registry.find(run.model)
+    from boxwright.data.dataset import open_dataset
+
+    open_dataset(run.data)  # a wrong path is answered before PyTorch is imported
+    _check_weights_path(run.weights)
+    from boxwright.training.loop import train
+
+    return train(run, quiet=quiet)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation came to."""
+
+    folder: Path
+    scores: Scores
+    images_per_second: float
+
+
+def evaluate(
+    weights: str | Path,
+    data: str | Path,
+    *,
+    split: Literal["train", "val", "test"] = "val",
+    imgsz: int | None = None,
+    square_img: bool | None = None,
+    batch: int = 1,
+    workers: int = 0,
+    device: str = "auto",
+    name: str | None = None,
+    project_dir: Path = Path("outputs/evaluation"),
+    say: Say = lambda _: None,
+) -> Evaluated:
+    """Score a checkpoint on a split, by COCO's and by VOC's rules; writes scores.json.
+
+    Classes are compared by name: those of the data must be the checkpoint's, in any order.
+    """
+    weights = _existing(weights)
+    from boxwright.data.dataset import open_dataset
+
+    dataset = open_dataset(data)
+    from boxwright.evaluation import score
+    from boxwright.inference.predictor import Predictor
+    from boxwright.models.checkpoint import read_header
+
+    classes = read_header(weights).classes
+    missing = sorted(set(dataset.classes) - set(classes))
+    if missing:
+        raise UserError(
+            f"{weights} does not know the classes {', '.join(missing)} of {data}; it knows {', '.join(classes)}"
+        )
+    part = dataset.with_classes(classes).read(split)
+    predictor = Predictor.load(weights, device=device, imgsz=imgsz, square=square_img)
+    folder = claim(project_dir, name)
+    say(f"{split}: {len(part.records)} pictures of {data}, on {predictor.device}")
+    started = time.monotonic()
+    found = {}
+    for index, detections in predictor.each_record(part.records, batch=batch, workers=workers):
+        found[index] = detections
+        if len(found) % 50 == 0:
+            say(f"{len(found)}/{len(part.records)}")
+    speed = len(found) / (time.monotonic() - started)
+    scores = score(part.records, [found[i] for i in range(len(found))], classes)
+    text = json.dumps({"weights": str(weights), "data": str(data), "split": split, **_finite(asdict(scores))}, indent=1)
+    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+    return Evaluated(folder, scores, speed)
+
+
+def predict(
+    weights: str | Path,
+    input: str | Path,
+    *,
+    threshold: float = 0.5,
+    imgsz: int | None = None,
+    square_img: bool | None = None,
+    classes: Sequence[str] = (),
+    labels: bool = True,
+    show: bool = False,
+    stream: bool = False,
+    batch: int = 1,
+    device: str = "auto",
+    name: str | None = None,
+    output: Path = Path("outputs/inference"),
+    say: Say = lambda _: None,
+) -> Predicted:
+    """Boxes on pictures, folders, globs, videos, cameras: annotated copies and predictions.json in a new folder."""
+    if not 0 <= threshold <= 1:
+        hint = f" Did you mean {threshold / 100:g}?" if 1 < threshold <= 100 else ""
+        raise UserError(f"--threshold {threshold:g} is not between 0 and 1.{hint}")
+    if imgsz is not None and (imgsz < 32 or imgsz > 4096 or imgsz % 16):
+        raise UserError(f"--imgsz {imgsz} must be a multiple of 16 from 32 to 4096")
+    weights = _existing(weights)
+    from boxwright.inference.media import open_input
+
+    sources = open_input(str(input), stream=stream)
+    from boxwright.inference.predictor import Predictor
+    from boxwright.inference.run import Style, predict_sources
+    from boxwright.models.checkpoint import read_header
+
+    header = read_header(weights)
+    only = frozenset(_label(name, header.classes) for name in classes) or None
+    predictor = Predictor.load(weights, device=device, imgsz=imgsz, square=square_img)
+    if vars(predictor.fit) != header.fit:
+        say(f"note: trained at {_describe(header.fit)}, predicting at {_describe(vars(predictor.fit))}")
+    style = Style(threshold, only, labels, show, batch)
+    return predict_sources(predictor, sources, claim(output, name), style, say)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo made."""
+
+    folder: Path
+    trained: Trained
+    evaluated: Evaluated
+    predicted: Predicted
+
+
+def demo(folder: Path = Path("outputs/demo"), *, seed: int = 0, say: Say = lambda _: None) -> Demo:
+    """Draw a small VOC dataset, train a small ViTDet Faster R-CNN on it, evaluate, predict; a CPU, no network.
+
+    outputs/demo/
+    ├── final_xml_dataset/       drawn to train on, with data.yaml
+    ├── unseen/                  drawn from another seed: pictures to be judged and predicted on, and clip.mp4
+    ├── training/                the run folder
+    ├── evaluation/              scores.json
+    └── inference/               annotated pictures and video, predictions.json
+    """
+    from boxwright.data.synth import CLASSES, draw_clip, synthesize
+
+    folder = claim(folder.parent, folder.name)
+    say(f"1/5  drawing {DEMO_PICTURES} pictures to train on, and others to be judged on")
+    drawing: dict[str, Any] = {
+        "size": (120, 160),
+        "classes": CLASSES[:6],
+        "objects": (1, 3),
+        "scale": (0.3, 0.6),
+    }
+    data = synthesize(folder / "final_xml_dataset", train=DEMO_PICTURES, valid=100, seed=seed, **drawing)
+    unseen = synthesize(folder / "unseen", train=8, valid=200, seed=seed + 1, **drawing)
+    say("2/5  training fasterrcnn_vitdet_nano")
+    trained = train(
+        model="fasterrcnn_vitdet_nano", data=str(data), name="training", project_dir=folder, seed=seed,
+        epochs=DEMO_EPOCHS, eval_every=DEMO_EPOCHS // 4, batch=8, imgsz=160,
+        optimizer="adamw", lr=0.002, weight_decay=0.05, schedule="cosine", warmup_steps=50,
+    )  # fmt: skip
+    weights = trained.folder / "best_model.safetensors"
+    say("3/5  judging it on 200 pictures that it has never seen")
+    evaluated = evaluate(weights, unseen, batch=8, name="evaluation", project_dir=folder)
+    say("4/5  drawing a short video")
+    from fractions import Fraction
+
+    from boxwright.inference.output import VideoWriter
+
+    clip = folder / "unseen" / "train" / "images" / "clip.mp4"
+    with VideoWriter(clip, Fraction(24), drawing["size"]) as writer:
+        for frame in draw_clip(seed + 1, frames=72, size=drawing["size"], classes=drawing["classes"]):
+            writer.write(frame)
+    say("5/5  predicting on pictures and the video")
+    predicted = predict(weights, clip.parent, threshold=0.6, name="inference", output=folder)
+    return Demo(folder, trained, evaluated, predicted)
+
+
+DEMO_PICTURES = 800
+DEMO_EPOCHS = 4
+
+
+def _label(name: str, classes: Sequence[str]) -> int:
+    if name not in classes:
+        hint = registry.nearest(name, classes) or f" Known: {', '.join(classes)}"
+        raise UserError(f"unknown class {name!r}.{hint}")
+    return list(classes).index(name)
+
+
+def _describe(fit: dict[str, Any]) -> str:
+    return f"{fit['imgsz']}{' square' if fit['square'] else ', aspect kept'}"
+
+
+def _existing(weights: str | Path) -> Path:
+    path = Path(weights).expanduser()
+    if not path.exists():
+        nearby = registry.nearest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+        raise UserError(f"no weights at {path} (looked from {Path.cwd()}).{nearby}")
+    return path
+
+
+def _check_weights_path(weights: str | None) -> None:
+    """A start that looks like a path must exist; names are looked up later, beside the table of published weights."""
+    if weights and ("/" in weights or "\\" in weights or "." in Path(weights).name):
+        _existing(weights)
+
+
+def _finite(value: Any) -> Any:
+    """NaN as None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
