@@ -18,6 +18,8 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
+SMALLEST, LARGEST = 32, 4096  # pixels a side
+
 
 class Run(BaseModel):
     """One detector trained on one dataset."""
@@ -42,7 +44,9 @@ class Run(BaseModel):
     eval_every: int = Field(1, ge=1, description="Evaluate every so many epochs, and at the end.")
 
     # What the network sees
-    imgsz: int = Field(640, ge=32, le=4096, multiple_of=16, description="Side in pixels that pictures are resized to.")
+    imgsz: int = Field(
+        640, ge=SMALLEST, le=LARGEST, multiple_of=16, description="Side in pixels that pictures are resized to."
+    )
     square_training: bool = Field(
         False, description="Stretch pictures to a square; otherwise keep their aspect and pad."
     )
@@ -120,5 +124,6 @@ def explain(error: Any) -> str:
         return f"{flag} is missing: {Run.model_fields[name].description}"
     if error["type"] == "multiple_of":
         below = int(given) // 16 * 16
-        return f"{flag} {given} is not a multiple of 16; use {below or 16} or {below + 16}"
+        allowed = sorted({min(max(side, SMALLEST), LARGEST) for side in (below, below + 16)})
+        return f"{flag} {given} is not a multiple of 16; use {' or '.join(map(str, allowed))}"
     return f"{flag} {given}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -13,7 +13,7 @@ def claim(parent: Path, name: str | None, *, exist_ok: bool = False) -> Path:
 
     With `exist_ok` the named folder is taken as it is. A place that cannot be written to is a `UserError`.
     """
-    if name is not None and (not name.strip() or name in (".", "..") or Path(name).name != name):
+    if name is not None and (not name.strip() or name in (".", "..") or Path(name).name != name or "\0" in name):
         raise UserError(f"--name {name!r} is not a folder name")
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from boxwright import registry
 from boxwright.config import Run, make_run
 from boxwright.errors import UserError
 from boxwright.folders import claim
+from boxwright.progress import Progress
 
 if TYPE_CHECKING:
     from boxwright.inference.run import Predicted
@@ -88,11 +89,11 @@ def evaluate(
     folder = claim(project_dir, name)
     say(f"{split}: {len(part.records)} pictures of {data}, on {predictor.device}")
     started = time.monotonic()
+    progress = Progress("picture", len(part.records), say)
     found = {}
     for index, detections in predictor.each_record(part.records, batch=batch, workers=workers):
         found[index] = detections
-        if len(found) % 50 == 0:
-            say(f"{len(found)}/{len(part.records)}")
+        progress(len(found))
     speed = len(found) / (time.monotonic() - started)
     scores = score(part.records, [found[i] for i in range(len(found))], classes)
     text = json.dumps({"weights": str(weights), "data": str(data), "split": split, **_finite(asdict(scores))}, indent=1)

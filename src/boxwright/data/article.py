@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from boxwright.data.transforms import Augmentation, Labelled
 def article_augmentation() -> Augmentation:
     """One of three blurs (.5), grey (.1), brightness and contrast (.1), colour (.1), gamma (.1).
 
-    Labels travel with their boxes as indices, so a transform that drops a box drops its label too.
+    All of them change pixels only, so the objects pass untouched.
     """
     pipeline = A.Compose(
         [
@@ -31,15 +33,11 @@ def article_augmentation() -> Augmentation:
             A.RandomBrightnessContrast(p=0.1),
             A.ColorJitter(p=0.1),
             A.RandomGamma(p=0.1),
-        ],
-        bbox_params=A.BboxParams(format="pascal_voc", label_fields=["index"], clip=True),
+        ]
     )
+    return partial(_augment, pipeline)  # not a closure: reading workers may get it pickled
 
-    def augment(picture: Labelled, rng: np.random.Generator) -> Labelled:
-        pipeline.set_random_seed(int(rng.integers(2**31)))
-        out = pipeline(image=picture.image, bboxes=picture.boxes, index=np.arange(len(picture.boxes)))
-        index = np.asarray(out["index"], np.int64)
-        boxes = np.asarray(out["bboxes"], np.float32).reshape(-1, 4)
-        return Labelled(np.asarray(out["image"], np.uint8), boxes, picture.labels[index], picture.difficult[index])
 
-    return augment
+def _augment(pipeline: A.Compose, picture: Labelled, rng: np.random.Generator) -> Labelled:
+    pipeline.set_random_seed(int(rng.integers(2**31)))
+    return replace(picture, image=np.asarray(pipeline(image=picture.image)["image"], np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -92,11 +93,11 @@ def flip(picture: Labelled) -> Labelled:
 
 def random_flip(probability: float) -> Augmentation:
     """Flips a share of the pictures."""
+    return partial(_flip_share, probability)  # not a closure: reading workers may get it pickled
 
-    def augment(picture: Labelled, rng: np.random.Generator) -> Labelled:
-        return flip(picture) if rng.random() < probability else picture
 
-    return augment
+def _flip_share(probability: float, picture: Labelled, rng: np.random.Generator) -> Labelled:
+    return flip(picture) if rng.random() < probability else picture
 
 
 def make_sample(

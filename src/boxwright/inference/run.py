@@ -22,6 +22,7 @@ from boxwright.inference.media import Frame, Source, Video, read_video
 from boxwright.inference.output import VideoWriter, unique_names, write_image, write_text
 from boxwright.inference.predictor import Predictor
 from boxwright.inference.window import LiveWindow
+from boxwright.progress import Progress
 from boxwright.types import Detections, UInt8, UserError
 
 Say = Callable[[str], None]
@@ -61,7 +62,9 @@ def predict_sources(
     found: list[dict[str, Any]] = []
     with LiveWindow("boxwright") if style.show else nullcontext() as window:
         pen = _Pen(predictor, style, window, result)
-        for source in sources:
+        progress = Progress("input", len(sources), say)
+        for number, source in enumerate(sources):
+            progress(number)
             target = folder / names[Path(source.name)]
             try:
                 if source.kind == "image":
@@ -103,12 +106,13 @@ class _Pen:
     def video(self, video: Video, name: str, target: Path, say: Say) -> dict[str, Any]:
         frames: list[dict[str, Any]] = []
         size = 1 if self.window else self.style.batch
+        progress = Progress(f"{name}: frame", video.frames_estimate, say)
         with VideoWriter(target, video.rate, video.size, clock=video.clock) as writer:
             for chunk in _chunks(video.frames(), size):
                 for frame, found in zip(chunk, self._predict([f.image for f in chunk]), strict=True):
                     writer.write(self._annotate(frame.image, found), frame.time)
                     frames.append({"time": float(frame.time), "detections": self._as_json(found)})
-                say(f"{name}: frame {len(frames)} of {video.frames_estimate or 'an unknown number'}")
+                progress(len(frames))
                 if self.closed:
                     break
         self.result.frames += len(frames)

@@ -86,17 +86,6 @@ class FPN(nn.Module):
         return levels | coarser(levels)
 
 
-class SingleMap(nn.Module):
-    """No pyramid: a backbone's one map as the only level."""
-
-    def __init__(self, channels: Mapping[int, int]) -> None:
-        super().__init__()
-        self.channels = dict(channels)
-
-    def forward(self, maps: Mapping[int, Tensor]) -> Maps:
-        return dict(maps)
-
-
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of (B, C, H, W)."""
 

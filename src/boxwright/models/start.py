@@ -10,7 +10,8 @@ from torch import nn
 
 from boxwright.models import weights as published
 from boxwright.models.vit import ViT
-from boxwright.models.weights import PUBLISHED, Account, Tensors, load, load_mae, read_tensors
+from boxwright.models.weights import PUBLISHED, Account, Tensors, Weights, load, load_mae, read_tensors
+from boxwright.progress import Progress
 from boxwright.registry import nearest
 from boxwright.types import UserError
 
@@ -28,9 +29,7 @@ class Origin:
     sources: list[str]  # for the checkpoint: file or name, with licence
 
 
-def start_from(
-    detector: nn.Module, weights: str | None, *, progress: Callable[[int, int | None], None] | None = None
-) -> Origin:
+def start_from(detector: nn.Module, weights: str | None, *, say: Callable[[str], None] = lambda _: None) -> Origin:
     """Load what `--weights` names into the detector and say what became of every tensor.
 
     Neither a known name nor a file that fits is a `UserError`.
@@ -44,7 +43,7 @@ def start_from(
             hint = nearest(weights, PUBLISHED) or f" Published ones: {', '.join(PUBLISHED)}."
             raise UserError(f"no weights at {path} (looked in {Path.cwd()}).{hint}")
         entry = PUBLISHED[weights]
-        path = published.fetch(entry, progress=progress)
+        path = published.fetch(entry, progress=_download_progress(entry, say))
         source = f"{entry.name} ({entry.licence}, {entry.source})"
     account = load_into(detector, read_tensors(path), source)
     return Origin(f"from {account}", [source])
@@ -62,3 +61,17 @@ def load_into(detector: nn.Module, tensors: Tensors, source: str) -> Account:
 
 def _without_features(name: str) -> str:
     return name.removeprefix("features.")  # torchvision's classifiers keep their layers under it
+
+
+def _download_progress(entry: Weights, say: Callable[[str], None]) -> Callable[[int, int | None], None]:
+    """Says what is fetched, under which licence, and how far it is."""
+    size = f"{entry.size / 1e6:.0f} MB, " if entry.size else ""
+    began: list[Progress] = []
+
+    def progress(done: int, total: int | None) -> None:
+        if not began:
+            say(f"downloading {entry.name} ({size}{entry.licence}) from {entry.url}")
+            began.append(Progress("kB", total and total // 1000, say))
+        began[0](done // 1000)
+
+    return progress

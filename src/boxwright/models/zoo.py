@@ -17,7 +17,7 @@ from boxwright.models.detectors.faster_rcnn import (
     RPNHead,
     TwoLayerHead,
 )
-from boxwright.models.pyramid import FPN, Joined, SimpleFeaturePyramid, SingleMap
+from boxwright.models.pyramid import FPN, Joined, SimpleFeaturePyramid
 from boxwright.models.vit import ViT
 from boxwright.registry import register
 
@@ -116,16 +116,16 @@ def fasterrcnn_resnet50_fpn_v2(*, num_classes: int) -> FasterRCNN:
 
 @register("fasterrcnn_squeezenet1_1")
 def fasterrcnn_squeezenet1_1(*, num_classes: int) -> FasterRCNN:
-    """SqueezeNet 1.1, one map of stride 16: small enough to train for real on a CPU."""
+    """SqueezeNet 1.1 with an FPN of 128 channels: small enough to train for real on a CPU."""
     body = from_torchvision.squeezenet1_1()
     return FasterRCNN(
-        Joined(body, SingleMap(body.channels)),
+        Joined(body, FPN(body.channels, width=128)),
         RegionProposals(
-            RPNHead(512, anchors_per_cell=15),
-            Anchors({16: [32.0, 64.0, 128.0, 256.0, 512.0]}),
+            RPNHead(128, anchors_per_cell=6),
+            Anchors({8: [32.0, 52.0], 16: [84.0, 136.0], 32: [220.0, 356.0]}),
             keep_after_nms=(1000, 300),
         ),
-        BoxHeads(TwoLayerHead(512), num_classes=num_classes, strides=(16,), samples=128),
+        BoxHeads(TwoLayerHead(128), num_classes=num_classes, strides=(8, 16, 32), samples=128),
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from boxwright.config import Run
 from boxwright.data.dataset import Dataset, Split
+from boxwright.progress import clock
 from boxwright.training import plots
 from boxwright.training.run_folder import append_json, append_row
 
@@ -181,10 +182,3 @@ def fault_lines(split: Split, most: int = 5) -> list[str]:
     if len(split.faults) > most:
         lines.append(f"... and {len(split.faults) - most} more")
     return lines
-
-
-def clock(seconds: float) -> str:
-    """3725 → 1:02:05, 65 → 1:05."""
-    minutes, seconds = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

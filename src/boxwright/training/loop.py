@@ -48,7 +48,7 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
     training, validation = dataset.read("train"), dataset.read("val")
     torch.manual_seed(run.seed)
     detector = registry.build(run.model, num_classes=len(dataset.classes))
-    origin = start_from(detector, run.weights)
+    origin = start_from(detector, run.weights, say=(lambda _: None) if quiet else say)
     fit = Fit(run.imgsz, run.square_training)
     folder = run_folder.make_folder(run)
     run_folder.check_space(folder, sum(t.nbytes for t in detector.state_dict().values()))
@@ -175,6 +175,11 @@ def make_header(run: Run, dataset: Dataset, fit: Fit, origin: Origin) -> checkpo
         run=run.model_dump(mode="json"),
         weights_from=origin.sources,
     )
+
+
+def say(line: str) -> None:
+    """What is told before there is a run folder to tell it in."""
+    sys.stderr.write(line + "\n")
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -42,9 +42,19 @@ def resnet(depth: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> Sta
 
 
 def squeezenet1_1() -> Staged:
-    """The convolutional part of SqueezeNet 1.1 (arXiv:1602.07360): one map of stride 16."""
-    features = torchvision.models.squeezenet1_1(weights=None).features
-    return Staged(dict(features.named_children()), {"12": (16, 512)})
+    """The convolutional part of SqueezeNet 1.1 (arXiv:1602.07360): strides 8 and 16.
+
+    It was published without padding, so that its cells lie up to a whole stride off the places that their strides
+    say. A pixel of padding puts them there; the weights are the same.
+    """
+    layers = dict(torchvision.models.squeezenet1_1(weights=None).features.named_children())
+    for name, layer in layers.items():
+        if isinstance(layer, nn.MaxPool2d):
+            layers[name] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    first = layers["0"]
+    assert isinstance(first, nn.Conv2d)
+    first.padding = (1, 1)
+    return Staged(layers, {"7": (8, 256), "12": (16, 512)})
 
 
 def mobilenet_v2() -> Staged:
