@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     tokens = [SHORT.get(token, token) for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        return make_app()(tokens, print_error=False, exit_on_error=False) or 0
+        code = make_app()(tokens, print_error=False, exit_on_error=False) or 0
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except CycloptsError as error:
         return _fail(2, _parse_error(error), error)
     except BoxwrightError as error:

@@ -228,9 +228,9 @@ def _say(message: str) -> None:
 
 
 def _result(wanted: bool, value: Any) -> None:
-    """The result as the last thing on standard output, if it was asked for."""
+    """The result as the last thing on standard output, if it was asked for; in ASCII, which every terminal takes."""
     if wanted:
-        sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(_plain(value)) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -99,9 +99,7 @@ def test_an_epoch_augments_anew(records: list[Record]) -> None:
 def test_workers_change_nothing(records: list[Record], augmentations: tuple[Augmentation, ...]) -> None:
     made = {
         workers: digest(
-            islice(
-                training_batches(records, FIT, batch=2, augmentations=augmentations, seed=5, workers=workers), 10
-            )
+            islice(training_batches(records, FIT, batch=2, augmentations=augmentations, seed=5, workers=workers), 10)
         )
         for workers in (0, 1, 2)
     }
@@ -121,11 +119,11 @@ def test_starting_at_a_step_is_skipping_to_it(records: list[Record], start: int)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_is_drawn_from_global_generators(records: list[Record], workers: int) -> None:
-    torch_before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    torch_before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
     list(islice(training_batches(records, FIT, batch=2, augmentations=ARTICLE, workers=workers), 6))
     list(ordered_batches(records, FIT, batch=2, workers=workers))
     assert torch.equal(torch.random.get_rng_state(), torch_before)
-    assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == numpy_before
 
 
 def test_samples_cross_into_a_spawned_process(records: list[Record]) -> None:
@@ -197,9 +195,7 @@ def without(records: list[Record], *indices: int) -> list[Record]:
     ]
 
 
-def test_training_takes_another_and_names_the_missing(
-    records: list[Record], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_takes_another_and_names_the_missing(records: list[Record], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "boxwright"):
         epoch = list(islice(training_batches(without(records, 1, 2), FIT, batch=1), len(records)))
     assert Counter(names(epoch)) == Counter({"000": 1, "003": 3, "004": 1, "005": 1, "006": 1})
@@ -209,9 +205,7 @@ def test_training_takes_another_and_names_the_missing(
     assert len(three.boxes[0]) == len(records[3].boxes)  # with its own objects, not those of the missing
 
 
-def test_evaluation_counts_the_objects_of_the_missing(
-    records: list[Record], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_evaluation_counts_the_objects_of_the_missing(records: list[Record], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "boxwright"):
         batches = list(ordered_batches(without(records, 1), FIT, batch=1))
     missing = next(batch for batch in batches if batch.ids == ("001",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import replace
 from functools import partial
 
@@ -39,5 +40,6 @@ def article_augmentation() -> Augmentation:
 
 
 def _augment(pipeline: A.Compose, picture: Labelled, rng: np.random.Generator) -> Labelled:
-    pipeline.set_random_seed(int(rng.integers(2**31)))
+    # One stream for all: `set_random_seed` would seed each transform alike, and all or none of them would act.
+    pipeline.set_random_state(rng, random.Random(int(rng.integers(2**63))))
     return replace(picture, image=np.asarray(pipeline(image=picture.image)["image"], np.uint8))

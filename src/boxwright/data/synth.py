@@ -441,12 +441,12 @@ def draw_clip(
     size: Size = (240, 320),
     classes: Sequence[str] = CLASSES,
     objects: int = 3,
+    scale: Range = (0.25, 0.42),
 ) -> Iterator[UInt8]:
     """Frames of a short film, each (H, W, 3) RGB: shapes that drift and bounce over a still background.
 
     Raises `UserError`, before the first frame, for a value out of range or an unknown class.
     """
-    scale = (0.25, 0.42)
     _check_drawing(seed, size, classes, (objects, objects), scale)
     _check(frames >= 1, f"frames must be at least 1, not {frames}")
     stream = _Stream(seed, "clip", 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
+from PIL import ImageOps
 
 from boxwright.data.images import decode
 from boxwright.data.loader import collate, ordered_batches
@@ -110,10 +111,17 @@ def as_array(image: UInt8 | str | Path | Image) -> UInt8:
     """Any accepted picture as (H, W, 3) uint8 RGB."""
     if isinstance(image, str | Path):
         return decode(Path(image))
-    array = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+    array = np.asarray(image if isinstance(image, np.ndarray) else _upright(image))
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise UserError(f"a picture must be uint8 RGB of shape (H, W, 3), not {array.dtype} {array.shape}")
     return cast(UInt8, array)
+
+
+def _upright(image: Image) -> Image:
+    """As `decode` would give it: RGB, turned as its EXIF says."""
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"a PIL picture of mode {image.mode} has no agreed way to 8 bits: convert it to RGB first")
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _blank_record(image: UInt8) -> Record:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ KEY = "boxwright"  # the one entry of the file's header; its value is JSON
 @dataclass(frozen=True)
 class Header:
     """What a checkpoint says of itself."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # a header may come from anyone
 
     model: str  # a name in the registry
     options: dict[str, Any]  # of its builder, `num_classes` left out
@@ -74,7 +77,10 @@ def load(path: Path) -> tuple[nn.Module, Header]:
     `UserError`.
     """
     header = read_header(path)
-    detector = registry.build(header.model, num_classes=len(header.classes), **header.options)
+    try:
+        detector = registry.build(header.model, num_classes=len(header.classes), **header.options)
+    except TypeError as error:
+        raise UserError(f"{path} has options that {header.model} does not take: {error}") from None
     tensors = read_tensors(path)
     if digest(tensors) != header.sha256:
         raise UserError(f"{path} is damaged: its tensors are not those that were saved. Copy it again from its source")
@@ -117,11 +123,13 @@ def _parse(path: Path, text: str) -> Header:
         values = json.loads(text)
         form = values.get("format")
         if not isinstance(form, int) or form > FORMAT:
-            raise UserError(
-                f"{path} was written by Boxwright {values.get('version')}; this is {__version__}. Upgrade it"
-            )
-        header = Header(**values)
-    except (TypeError, ValueError, AttributeError) as error:
+            version = ascii(values.get("version"))
+            raise UserError(f"{path} was written by Boxwright {version}; this is {__version__}. Upgrade it")
+        header = TypeAdapter(Header).validate_json(text, strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserError(f"{path} has a header that is not ours: {wrong['msg']} at {wrong['loc']!a}") from None
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a header that is not ours: {error}") from None
     if not header.classes:
         raise UserError(f"{path} has no class names in its header")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -42,13 +43,14 @@ class ViT(nn.Module):
         pretrain_grid: int = 14,
         relative_grid: int = 64,
         checkpoint_blocks: bool = False,
+        conv_stem: bool = False,
     ) -> None:
         super().__init__()
         assert all(0 <= block < depth for block in global_blocks), "a global block must be one of the blocks"
         self.stride = patch
         self.channels = {patch: width}
         self.checkpoint_blocks = checkpoint_blocks
-        self.patch_embed = PatchEmbed(patch, width)
+        self.patch_embed = ConvStem(patch, width) if conv_stem else PatchEmbed(patch, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, pretrain_grid**2 + 1, width))  # row 0: the class token's
         self.blocks = nn.ModuleList(
             Block(
@@ -78,7 +80,9 @@ class ViT(nn.Module):
     def positions(self, rows: int, columns: int) -> Tensor:
         """The position table for a grid: (1, rows, columns, D)."""
         key = (rows, columns, self.pos_embed._version, self.pos_embed.data_ptr())
-        if not torch.is_grad_enabled() and self._kept_positions and self._kept_positions[0] == key:
+        if torch.is_grad_enabled():
+            self._kept_positions = None  # a step may follow, and fused optimizers leave `_version` as it is
+        elif self._kept_positions and self._kept_positions[0] == key:
             return self._kept_positions[1]
         table = self.pos_embed[0, 1:]  # (G*G, D)
         side = math.isqrt(len(table))
@@ -101,6 +105,27 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).permute(0, 2, 3, 1)
+
+
+class ConvStem(nn.Sequential):
+    """3x3 convolutions of stride 2 in the place of one large patch: (B, 3, H, W) → (B, H/S, W/S, D).
+
+    Learns from random weights in far fewer steps ("Early Convolutions Help Transformers See Better", Xiao et al.,
+    2021, arXiv:2106.14881). `patch` is a power of two.
+    """
+
+    def __init__(self, patch: int, width: int) -> None:
+        halvings = patch.bit_length() - 1
+        assert patch == 2**halvings, f"patch {patch} is not a power of two"
+        widths = [3, *(width // 2**i for i in reversed(range(halvings)))]
+        layers: list[nn.Module] = []
+        for source, target in pairwise(widths):
+            conv = nn.Conv2d(source, target, kernel_size=3, stride=2, padding=1, bias=False)
+            layers += [conv, nn.GroupNorm(1, target), nn.GELU()]
+        super().__init__(*layers, nn.Conv2d(width, width, kernel_size=1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):

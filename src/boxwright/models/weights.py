@@ -541,7 +541,7 @@ def _some(names: Sequence[str], shown: int = 4) -> str:
 COUNTERS = (
     "num_batches_tracked",
     "*.num_batches_tracked",
-)  # BatchNorm's; files before PyTorch 0.4.1 lack them
+)  # BatchNorm's; files before PyTorch 0.4.1 lack them, and a frozen BatchNorm has none
 DETECTOR_PREFIXES = ("", "model.", "ema.")  # Lightning and others put the model under an attribute
 
 
@@ -630,7 +630,7 @@ def load(
         mismatched=mismatched,
         notes=(*(tensors.notes if isinstance(tensors, Tensors) else ()), *notes),
     )
-    _require_allowed(account, (*COUNTERS, *may_miss), may_leave)
+    _require_allowed(account, (*COUNTERS, *may_miss), (*COUNTERS, *may_leave))
     module.load_state_dict(used, strict=False)
     return account
 

@@ -83,23 +83,18 @@ def fasterrcnn_vitdet_nano(*, num_classes: int, drop_path: float = 0.0) -> Faste
                 drop_path=drop_path,
                 pretrain_grid=24,
                 relative_grid=24,
+                conv_stem=True,
             ),
-            SimpleFeaturePyramid(stride=8, channels=96, width=64, scales=(2.0, 1.0, 0.5)),
+            SimpleFeaturePyramid(stride=8, channels=96, width=64, scales=(1.0, 0.5)),
         ),
         RegionProposals(
             RPNHead(64, anchors_per_cell=3),
-            Anchors({4: [24.0], 8: [40.0], 16: [64.0], 32: [112.0]}),
+            Anchors({8: [32.0], 16: [56.0], 32: [96.0]}),
             keep_before_nms=(200, 200),
-            keep_after_nms=(200, 100),
+            keep_after_nms=(100, 100),
             samples=64,
         ),
-        BoxHeads(
-            TwoLayerHead(64, pool=5, width=256),
-            num_classes=num_classes,
-            strides=(4, 8, 16),
-            pool=5,
-            samples=64,
-        ),
+        BoxHeads(TwoLayerHead(64, width=256), num_classes=num_classes, strides=(8, 16), samples=48),
     )
 
 

@@ -80,6 +80,8 @@ class Journal:
     def introduce(self, dataset: Dataset, splits: Sequence[Split], detector: nn.Module, origin: str) -> None:
         """What is about to be trained, on what, from what."""
         run = self.run
+        for note in dataset.notes:
+            self.say(note)
         parameters = sum(p.numel() for p in detector.parameters())
         for split in splits:
             objects = sum(len(record.boxes) for record in split.records)

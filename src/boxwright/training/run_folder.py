@@ -37,7 +37,8 @@ def make_folder(run: Run) -> Path:
     folder = claim(run.project_dir, run.name, exist_ok=run.exist_ok)
     for name in ("previews", "plots"):
         (folder / name).mkdir(exist_ok=True)
-    for name in ("metrics.jsonl", "results.csv", "train.log"):
+    books = ("metrics.jsonl", "results.csv", "train.log", "best_model.safetensors", "last_model.safetensors")
+    for name in books:  # of the run that stood here before
         (folder / name).unlink(missing_ok=True)
     return folder
 
