@@ -37,6 +37,8 @@ class Run(BaseModel):
     project_dir: Path = Field(Path("outputs/training"), description="Folder that run folders are made in.")
     exist_ok: bool = Field(False, description="Write into a run folder that exists, replacing what is there.")
 
+    ignore_unknown: bool = Field(False, description="Leave out objects of classes that are not in the list.")
+
     # How long
     epochs: int = Field(5, ge=1, description="Passes over the training pictures.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many steps, however many epochs that is.")

@@ -339,7 +339,7 @@ def _check_classes(faults: Iterable[Fault], classes: tuple[str, ...]) -> None:
     first = unknown[0]
     raise UserError(
         f"{first.path}:{first.line}: classes that are not in the list of {len(classes)}: {listed}. "
-        "Mend the list or the annotations, or leave such objects out with ignore_unknown"
+        "Mend the list or the annotations, or leave such objects out with --ignore-unknown"
     )
 
 
