@@ -666,7 +666,7 @@ def bomb() -> bytes:
         (b"\xef\xbb\xbf\n <HTML><body>404</body></html>", "web page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
         (onnx(), "ONNX"),
-        (gzip.compress(b"weights"), "gzip"),
+        (gzip.compress(b"weights", mtime=0), "gzip"),
         (npz(), "torch.save did not write"),
         (bomb(), "claims more bytes"),
         (b"PK\x03\x04 and no more", "truncated or damaged"),
