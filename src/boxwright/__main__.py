@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens = [SHORT.get(token, token) for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
         code = make_app()(tokens, print_error=False, exit_on_error=False) or 0
-        sys.stdout.flush()  # here, where a reader that has gone is no error
+        if sys.stdout:  # None where the caller closed it: `>&-`
+            sys.stdout.flush()  # here, where a reader that has gone is no error
         return code
     except CycloptsError as error:
         return _fail(2, _parse_error(error), error)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read standard output has gone: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
         if error.errno not in DISK:

@@ -99,6 +99,18 @@ def test_a_folder_gives_its_pictures_and_videos_sorted(folder: Path) -> None:
     assert names(open_input(str(folder))) == [("image", "a.png"), ("image", "b.jpg"), ("video", "c.mp4")]
 
 
+def test_brackets_in_a_folder_that_exists_are_no_pattern(tmp_path: Path) -> None:
+    odd = tmp_path / "mix [1] %s é"
+    odd.mkdir()
+    Image.new("RGB", (9, 9)).save(odd / "a.jpg")
+    assert [source.path.name for source in open_input(str(odd / "*.jpg"))] == ["a.jpg"]
+
+
+def test_a_number_too_large_for_a_camera_is_a_path() -> None:
+    with pytest.raises(UserError, match="no such file"):
+        open_input("99999999999999999999")
+
+
 def test_a_glob_gives_what_it_matches(folder: Path) -> None:
     assert names(open_input("*.[jp]*g")) == [("image", "a.png"), ("image", "b.jpg")]
     assert names(open_input(str(folder / "**" / "*.jpg"))) == [("image", "b.jpg"), ("image", "c.jpg")]

@@ -93,7 +93,9 @@ def test_what_is_saved_is_loaded(detector: torch.nn.Module, saved: Path) -> None
 
 def test_scores_that_are_not_numbers_are_kept(detector: torch.nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    checkpoint.save(path, detector, Header(NAME, {}, ["a", "b", "c"], {}, scores={"map": math.nan}))
+    checkpoint.save(
+        path, detector, Header(NAME, {}, ["a", "b", "c"], {"imgsz": 64, "square": False}, scores={"map": math.nan})
+    )
     assert math.isnan(checkpoint.read_header(path).scores["map"])
 
 
@@ -201,7 +203,7 @@ def write_others(folder: Path) -> dict[str, str]:
     safetensors.torch.save_file({"w": torch.ones(3)}, folder / "foreign.safetensors")
     safetensors.torch.save_file({"w": torch.ones(3)}, folder / "timm.safetensors", metadata={"format": "pt"})
     (folder / "folder.safetensors").mkdir()
-    not_ours = "is not a Boxwright checkpoint (safetensors): "
+    not_ours = "is not a Boxwright checkpoint, or damaged ("
     return {
         "empty": not_ours,
         "text.safetensors": not_ours,
@@ -245,6 +247,13 @@ HEADERS: list[tuple[dict[str, Any], str]] = [
     ({"classes": 3}, "has a header that is not ours"),
     ({"classes": ["a", "b"]}, f"does not fit {NAME}: 4 tensors of another shape (roi_heads.box_predictor."),
     ({"fit": "640"}, "has a header that is not ours"),
+    ({"fit": {"square": True}}, "fitted by {'square': True}"),
+    ({"fit": {"imgsz": "64", "square": True}}, "fitted by"),
+    ({"fit": {"imgsz": True, "square": True}}, "fitted by"),
+    ({"fit": {"imgsz": 0, "square": True}}, "fitted by"),
+    ({"fit": {"imgsz": 10**9, "square": True}}, "fitted by"),
+    ({"classes": ["a", "a", "b"]}, "not distinct lines"),
+    ({"classes": ["a\nb", "c", "d"]}, "not distinct lines"),
     ({"epoch": "last"}, "has a header that is not ours"),
     ({"scores": {"map": "good"}}, "has a header that is not ours"),
     ({"sha256": ""}, "is damaged"),

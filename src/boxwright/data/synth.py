@@ -34,6 +34,8 @@ VISIBLE = 0.2  # a pixel belongs to an object that makes up at least this share 
 HARD = 0.5  # an object is difficult when less than this share of its area is seen
 FAR = 60.0  # CIE76: two colours that nobody mixes up
 SMALLEST = 32  # pixels: a picture's shortest permitted side
+LARGEST = 4096  # likewise: a picture is drawn in memory, several times over
+CROWD = 200  # objects in a picture
 TINIEST = 4  # pixels: an object's; below that a thin shape has no pixel to show
 SUPERSAMPLE = 4  # each way; 16 levels of coverage are enough for a clean edge
 JPEG_QUALITY = 92
@@ -607,8 +609,8 @@ def _check(good: bool, otherwise: str) -> None:
 def _check_drawing(seed: int, size: Size, classes: Sequence[str], objects: tuple[int, int], scale: Range) -> None:
     _check(seed >= 0, f"seed must be at least 0, not {seed}")
     _check(
-        len(size) == 2 and min(size) >= SMALLEST,
-        f"size must be (height, width), each at least {SMALLEST} pixels, not {tuple(size)}",
+        len(size) == 2 and min(size) >= SMALLEST and max(size) <= LARGEST,
+        f"size must be (height, width), each {SMALLEST} to {LARGEST} pixels, not {tuple(size)}",
     )
     _check(len(classes) > 0, "classes must name at least one shape")
     for name in classes:
@@ -616,7 +618,10 @@ def _check_drawing(seed: int, size: Size, classes: Sequence[str], objects: tuple
             hint = nearest(name, CLASSES) or f" There are: {', '.join(CLASSES)}."
             raise UserError(f"unknown class {name!r}.{hint}")
     _check(len(set(classes)) == len(classes), f"classes must differ, not {', '.join(classes)}")
-    _check(0 <= objects[0] <= objects[1], f"objects must be (least, most), 0 or more, not {tuple(objects)}")
+    _check(
+        0 <= objects[0] <= objects[1] <= CROWD,
+        f"objects must be (least, most), 0 to {CROWD}, not {tuple(objects)}",
+    )
     _check(
         0 < scale[0] <= scale[1] <= 1,
         f"scale must be (least, most), fractions above 0 .. 1, not {tuple(scale)}",

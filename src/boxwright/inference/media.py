@@ -74,7 +74,7 @@ def open_input(text: str, *, stream: bool = False) -> list[Source]:
         if kind is None:
             raise UserError(f"{text}: neither a picture nor a video")
         return [Source(kind, str(path))]
-    if text.isascii() and text.isdigit():
+    if text.isascii() and text.isdigit() and len(text) <= 3:  # no machine has a thousand cameras
         return [Source("camera", text)]
     if re.match(r"(rtsps?|https?)://", text):
         if not stream:
@@ -91,7 +91,7 @@ def _of_folder(folder: Path) -> list[Source]:
 
 
 def _of_pattern(text: str, path: Path) -> list[Source]:
-    found = sorted(glob.glob(str(path), recursive=True)) if text else []  # noqa: PTH207, may be absolute
+    found = sorted(glob.glob(_literal_folders(path), recursive=True)) if text else []  # noqa: PTH207, may be absolute
     sources = _of_files(Path(name) for name in found)
     if sources:
         return sources
@@ -100,6 +100,12 @@ def _of_pattern(text: str, path: Path) -> list[Source]:
     nearest = get_close_matches(path.name, _names_in(looked_for.parent), n=1)
     hint = f". Did you mean {path.with_name(nearest[0])}?" if nearest else ""
     raise UserError(f"{text!r}: {reason}; looked for {looked_for} (working directory {Path.cwd()}){hint}")
+
+
+def _literal_folders(path: Path) -> str:
+    """The pattern with what exists of its folders taken literally: `[1]/*.jpg` looks into a folder called `[1]`."""
+    there = next((folder for folder in path.parents if folder.is_dir()), None)
+    return str(path) if there is None else str(Path(glob.escape(str(there))) / path.relative_to(there))
 
 
 def _names_in(folder: Path) -> list[str]:

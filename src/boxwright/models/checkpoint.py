@@ -62,6 +62,8 @@ def read_header(path: Path) -> Header:
     """The header alone; a file that is no checkpoint of ours is a `UserError` that says what it looks like."""
     if not path.exists():
         raise UserError(f"no weights at {path} (looked in {Path.cwd()})")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is no regular file; wanted is best_model.safetensors of a run")
     if path.is_dir():
         raise UserError(f"{path} is a folder; --weights wants a file such as {path / 'best_model.safetensors'}")
     text = _metadata(path).get(KEY)
@@ -115,7 +117,8 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a Boxwright checkpoint (safetensors): {error}") from None
+        wanted = "wanted is best_model.safetensors of a run"
+        raise UserError(f"{path} is not a Boxwright checkpoint, or damaged ({error}); {wanted}") from None
 
 
 def _parse(path: Path, text: str) -> Header:
@@ -133,8 +136,19 @@ def _parse(path: Path, text: str) -> Header:
         raise UserError(f"{path} has a header that is not ours: {error}") from None
     if not header.classes:
         raise UserError(f"{path} has no class names in its header")
+    if len(set(header.classes)) < len(header.classes) or not all(name.isprintable() for name in header.classes):
+        raise UserError(f"{path} has class names in its header that are not distinct lines: {header.classes!a}")
+    if not _is_fit(header.fit):
+        raise UserError(f"{path} says in its header that pictures are fitted by {header.fit!a}, which is not possible")
     registry.find(header.model)
     return header
+
+
+def _is_fit(fit: Mapping[str, Any]) -> bool:
+    """Whether the fields of a `Fit` are there, within what a run may ask for."""
+    if set(fit) != {"imgsz", "square"} or type(fit["imgsz"]) is not int or type(fit["square"]) is not bool:
+        return False
+    return 32 <= int(fit["imgsz"]) <= 4096
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -23,7 +23,7 @@ from boxwright.models.start import Origin, start_from
 from boxwright.training import previews, run_folder
 from boxwright.training.journal import Journal
 from boxwright.training.optim import autocast_type, make_optimizer
-from boxwright.types import Batch, Diverged, Record
+from boxwright.types import Batch, Diverged, Record, UserError
 
 
 @dataclass
@@ -47,6 +47,8 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
     dataset = open_dataset(run.data)
     training = dataset.read("train", ignore_unknown=run.ignore_unknown)
     validation = dataset.read("val", ignore_unknown=run.ignore_unknown)
+    if not any((~record.difficult).any() for record in validation.records):
+        raise UserError(f"{run.data}: 0 objects to be judged on in {len(validation.records)} validation pictures")
     torch.manual_seed(run.seed)
     detector = registry.build(run.model, num_classes=len(dataset.classes))
     origin = start_from(detector, run.weights, say=(lambda _: None) if quiet else say)
