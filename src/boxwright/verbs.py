@@ -195,7 +195,7 @@ def demo(folder: Path = Path("outputs/demo"), *, seed: int = 0, say: Say = lambd
     clip = folder / "unseen" / "train" / "images" / "clip.mp4"
     with VideoWriter(clip, Fraction(24), drawing["size"]) as writer:
         shown = {name: drawing[name] for name in ("size", "classes", "scale")}
-        for frame in draw_clip(seed + 1, frames=72, objects=2, **shown):
+        for frame in draw_clip(seed + 6, frames=72, objects=2, **shown):
             writer.write(frame)
     say("5/5  predicting on pictures and the video")
     predicted = predict(weights, clip.parent, threshold=0.6, name="inference", output=folder)

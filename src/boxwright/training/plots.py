@@ -20,6 +20,7 @@ def plot_map(folder: Path) -> None:
         values = [row[key] for row in rows]
         axes.plot(epochs, values, marker="o", markersize=3, label=label)
     axes.set_ylim(0, 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper left")
     _save(figure, folder / "plots" / "map.png")
 
