@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from boxwright.training.run_folder import read_rows
 
@@ -20,7 +21,7 @@ def plot_map(folder: Path) -> None:
         values = [row[key] for row in rows]
         axes.plot(epochs, values, marker="o", markersize=3, label=label)
     axes.set_ylim(0, 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left")
     _save(figure, folder / "plots" / "map.png")
 
