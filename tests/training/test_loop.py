@@ -207,12 +207,14 @@ def test_patience_ends_it_and_the_best_is_the_best(start: Start, monkeypatch: py
     assert "stopped early" in (done.folder / "train.log").read_text("utf-8")
 
 
-def test_a_validation_set_without_objects_still_gives_weights(start: Start, tmp_path: Path, make_voc: MakeVoc) -> None:
+def test_a_validation_set_without_objects_is_refused_before_training(
+    start: Start, tmp_path: Path, make_voc: MakeVoc
+) -> None:
     data = make_voc(tmp_path / "data", {"train/a.png": BOX, "valid/b.png": []})
-    done = start(data=str(data), epochs=2)
-    assert math.isnan(done.best["map"])
-    assert all(row["map"] is None for row in metrics(done.folder) if row.get("evaluation"))
-    assert (done.folder / "best_model.safetensors").exists()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="0 objects to be judged on in 1 validation pictures"):
+        start(data=str(data), epochs=2)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # Learning rates
