@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxwright import registry
-from boxwright.config import Run, make_run
+from boxwright.config import LARGEST, SMALLEST, Run, make_run
 from boxwright.errors import UserError
 from boxwright.folders import claim
 from boxwright.progress import Progress
@@ -206,8 +206,8 @@ DEMO_PICTURES = 1800  # with 3 epochs of them the detector gets well past mAP50 
 
 
 def _check_sizes(imgsz: int | None, batch: int, workers: int = 0) -> None:
-    if imgsz is not None and (imgsz < 32 or imgsz > 4096 or imgsz % 16):
-        raise UserError(f"--imgsz {imgsz} must be a multiple of 16 from 32 to 4096")
+    if imgsz is not None and (imgsz < SMALLEST or imgsz > LARGEST or imgsz % 16):
+        raise UserError(f"--imgsz {imgsz} must be a multiple of 16 from {SMALLEST} to {LARGEST}")
     if batch < 1:
         raise UserError(f"--batch {batch} must be at least 1")
     if workers < 0:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from boxwright import registry
+from boxwright.config import LARGEST, SMALLEST
 from boxwright.types import UserError
 from boxwright.version import __version__
 
@@ -148,7 +149,7 @@ def _is_fit(fit: Mapping[str, Any]) -> bool:
     """Whether the fields of a `Fit` are there, within what a run may ask for."""
     if set(fit) != {"imgsz", "square"} or type(fit["imgsz"]) is not int or type(fit["square"]) is not bool:
         return False
-    return 32 <= int(fit["imgsz"]) <= 4096
+    return SMALLEST <= int(fit["imgsz"]) <= LARGEST
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

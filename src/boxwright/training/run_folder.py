@@ -33,13 +33,10 @@ from boxwright.version import __version__
 
 
 def make_folder(run: Run) -> Path:
-    """A new folder for the run, or with `exist_ok` an old one whose books are closed."""
+    """A new folder for the run, or with `exist_ok` an old one, still as it was."""
     folder = claim(run.project_dir, run.name, exist_ok=run.exist_ok)
     for name in ("previews", "plots"):
         (folder / name).mkdir(exist_ok=True)
-    books = ("metrics.jsonl", "results.csv", "train.log", "best_model.safetensors", "last_model.safetensors")
-    for name in books:  # of the run that stood here before
-        (folder / name).unlink(missing_ok=True)
     return folder
 
 
@@ -52,7 +49,9 @@ def check_space(folder: Path, model_bytes: int) -> None:
 
 
 def write_run(folder: Path, run: Run, dataset: Dataset, splits: Sequence[Split], device: torch.device) -> None:
-    """run.yaml and env.json."""
+    """run.yaml and env.json, in the place of what an earlier run left here: nothing can be refused any more."""
+    for name in ("metrics.jsonl", "results.csv", "train.log", "best_model.safetensors", "last_model.safetensors"):
+        (folder / name).unlink(missing_ok=True)
     described = {**run.model_dump(mode="json"), "classes": list(dataset.classes)}
     write_text(folder / "run.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
     fingerprints = {split.name: dataset.fingerprint(split) for split in splits}
