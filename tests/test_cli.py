@@ -423,7 +423,7 @@ def test_models_prints_one_object(capfd: pytest.CaptureFixture[str]) -> None:
     assert {entry["name"] for entry in one_object(out)} == set(registry.entries())
     for name, entry in registry.entries().items():
         assert f"{name} " in error
-        assert f"zoo.py:{entry.line}" in error
+        assert f"{entry.path.name}:{entry.line}" in error
 
 
 def test_data_synth_prints_one_object(capfd: pytest.CaptureFixture[str]) -> None:

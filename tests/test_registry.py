@@ -74,38 +74,42 @@ def test_options_reach_the_builder() -> None:
     assert detector.backbone.body.blocks[-1].drop_path == pytest.approx(0.3)
 
 
-def source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
+def source_tree(tmp_path: Path, request: pytest.FixtureRequest, **files: str) -> None:
     """A package of those files in the place of ours."""
     package = tmp_path / "package"
     for name, text in files.items():
         path = package / "models" / f"{name.replace('__', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    monkeypatch = pytest.MonkeyPatch()
+    request.addfinalizer(monkeypatch.undo)
     monkeypatch.setattr(registry, "PACKAGE", package)
     monkeypatch.setattr(registry, "BUILDERS", package / "models")
+    registry._own.cache_clear()
+    request.addfinalizer(registry._own.cache_clear)
 
 
 BUILDER = '@register("{0}")\ndef build_{0}(*, num_classes):\n    """A {0}.\n\n    More of it."""\n'
 
 
-def test_a_file_in_any_folder_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_any_folder_is_enough(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source_tree(
         tmp_path,
-        monkeypatch,
+        request,
         one="raise ImportError('never imported')\n" + BUILDER.format("first"),
         deep__er=BUILDER.format("second") + "\n\ndef not_registered(): ...\n\n\n@cache\ndef other(): ...\n",
     )
-    found = registry.entries.__wrapped__()  # past the cache
+    found = registry.entries()
     assert set(found) == {"first", "second"}
     second = found["second"]
     assert (second.module, second.function) == ("package.models.deep.er", "build_second")
     assert (second.line, second.summary) == (2, "A second.")
 
 
-def test_one_name_is_one_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source_tree(tmp_path, monkeypatch, one=BUILDER.format("same"), two=BUILDER.format("same"))
+def test_one_name_is_one_builder(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source_tree(tmp_path, request, one=BUILDER.format("same"), two=BUILDER.format("same"))
     with pytest.raises(AssertionError, match=r"same is registered twice: .*one\.py and .*two\.py"):
-        registry.entries.__wrapped__()
+        registry.entries()
 
 
 def test_only_identifiers_are_names() -> None:

@@ -12,15 +12,8 @@ from torchvision.ops import roi_align
 
 from boxwright import registry
 from boxwright.models.detectors import faster_rcnn
-from boxwright.models.detectors.faster_rcnn import (
-    Anchors,
-    FasterRCNN,
-    decode,
-    encode,
-    ignore_inside,
-    match_boxes,
-    sample,
-)
+from boxwright.models.detectors.boxes import Anchors, decode, encode, ignore_inside, match_boxes, sample
+from boxwright.models.detectors.faster_rcnn import FasterRCNN
 from boxwright.types import Batch
 
 PIXEL_BUFFERS = {"pixel_mean", "pixel_std"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Maps = dict[int, Tensor]
+Extra = Literal["pool", "p6p7"] | None  # what stands above a pyramid's coarsest level
 
 
 class Joined(nn.Module):
@@ -22,6 +24,12 @@ class Joined(nn.Module):
     def channels(self) -> dict[int, int]:
         """{stride: C} of every level that comes out."""
         return self.fpn.channels  # pyright: ignore[reportReturnType]
+
+    def __getattr__(self, name: str) -> Any:
+        """`mean` and `std` are the body's."""
+        if name in ("mean", "std"):
+            return getattr(self.body, name)
+        return super().__getattr__(name)
 
     def forward(self, images: Tensor) -> Maps:
         return self.fpn(self.body(images))

@@ -8,122 +8,45 @@ attract nor repel). The background class exists in this file only: inside, 0 is 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
+from boxwright.models.detectors.base import Detector, Found, require_levels
+from boxwright.models.detectors.boxes import Anchors, Truth, decode, encode, ignore_inside, match_boxes, sample, take
 from boxwright.models.detectors.pooling import align_regions
 from boxwright.models.pyramid import Maps
-from boxwright.types import Batch, Detections, Size
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0 .. 1, as all of torchvision's and MAE's weights expect
-IMAGENET_STD = (0.229, 0.224, 0.225)
-DELTA_CLAMP = math.log(1000.0 / 16)  # a box may grow at most this much; torchvision's bound against overflow
+from boxwright.types import Size
 
 
-class FasterRCNN(nn.Module):
-    """Backbone → region proposals → classified, refined boxes. Boxes are in canvas pixels."""
+class FasterRCNN(Detector):
+    """Backbone → region proposals → classified, refined boxes, at most `detections_per_image` of them.
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        rpn: RegionProposals,
-        roi_heads: BoxHeads,
-        *,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.rpn = rpn
-        self.roi_heads = roi_heads
-        self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1))
-
-    @property
-    def num_classes(self) -> int:
-        """Foreground classes."""
-        return self.roi_heads.num_classes
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Four scalar losses of a batch: loss_classifier, loss_box_reg, loss_objectness, loss_rpn_box_reg."""
-        truths = [
-            Truth(boxes[~ignored], labels[~ignored] + 1, boxes[ignored])
-            for boxes, labels, ignored in zip(batch.boxes, batch.labels, batch.difficult, strict=True)
-        ]
-        maps = self.backbone(self.normalise(batch))
-        proposals, rpn_losses = self.rpn.losses(maps, batch.sizes, truths)
-        return {**self.roi_heads.losses(maps, proposals, truths), **rpn_losses}
-
-    @torch.no_grad()
-    def predict(self, batch: Batch) -> list[Detections]:
-        """At most `detections_per_image` boxes for each picture, best first."""
-        maps = self.backbone(self.normalise(batch))
-        proposals = self.rpn.propose(maps, batch.sizes)
-        return [
-            Detections(boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy())
-            for boxes, scores, labels in self.roi_heads.detect(maps, proposals, batch.sizes)
-        ]
-
-    def forward(self, batch: Batch) -> dict[str, Tensor] | list[Detections]:
-        """`losses` while training, else `predict`; for wrappers that only know `forward`."""
-        return self.losses(batch) if self.training else self.predict(batch)
-
-    def normalise(self, batch: Batch) -> Tensor:
-        """uint8 pixels → (B, 3, H, W) of about unit variance; padding becomes exactly zero."""
-        mean, std = cast(Tensor, self.pixel_mean), cast(Tensor, self.pixel_std)
-        images = (batch.images.to(mean.dtype) / 255 - mean) / std
-        for image, (height, width) in zip(images, batch.sizes, strict=True):
-            image[:, height:] = 0
-            image[:, :, width:] = 0
-        return images
-
-
-class Truth:
-    """What is in one picture: boxes (N, 4), labels (N,) from 1, and regions (M, 4) that count as nothing."""
-
-    def __init__(self, boxes: Tensor, labels: Tensor, ignored: Tensor) -> None:
-        self.boxes, self.labels, self.ignored = boxes, labels, ignored
-
-
-class Anchors(nn.Module):
-    """The same boxes around every cell of a level, largest side ratio first as in torchvision.
-
-    `sizes` gives each stride its anchor sizes in pixels; every size comes in every `ratio` (height / width).
+    Losses: loss_classifier, loss_box_reg, loss_objectness, loss_rpn_box_reg.
     """
 
-    def __init__(self, sizes: Mapping[int, Sequence[float]], ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> None:
-        super().__init__()
-        self.strides = sorted(sizes)
-        counts = {len(sizes[stride]) for stride in self.strides}
-        assert len(counts) == 1, "every level needs the same number of anchors"
-        self.per_cell = counts.pop() * len(ratios)
-        self.cells = {stride: _cell_anchors(sizes[stride], ratios) for stride in self.strides}
+    def __init__(self, backbone: nn.Module, rpn: RegionProposals, roi_heads: BoxHeads) -> None:
+        super().__init__(backbone)
+        require_levels(backbone, rpn.anchors.strides, rpn.head.channels, "the region proposal network")
+        require_levels(backbone, roi_heads.strides, rpn.head.channels, "the box head")
+        self.rpn = rpn
+        self.roi_heads = roi_heads
+        self.num_classes = roi_heads.num_classes
 
-    def forward(self, maps: Maps) -> list[Tensor]:
-        """One (h*w*A, 4) tensor a level, finest first, in the order of the head's outputs."""
-        return [self._level(stride, maps[stride]) for stride in self.strides]
+    def losses_of(self, maps: Maps, sizes: Sequence[Size], truths: Sequence[Truth]) -> dict[str, Tensor]:
+        proposals, rpn_losses = self.rpn.losses(maps, sizes, truths)
+        return {**self.roi_heads.losses(maps, proposals, truths), **rpn_losses}
 
-    def _level(self, stride: int, level: Tensor) -> Tensor:
-        h, w = level.shape[-2:]
-        y = torch.arange(h, dtype=torch.float32, device=level.device) * stride
-        x = torch.arange(w, dtype=torch.float32, device=level.device) * stride
-        y, x = torch.meshgrid(y, x, indexing="ij")
-        shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-        return (shifts + self.cells[stride].to(level.device)).reshape(-1, 4)
+    def detect(self, maps: Maps, sizes: Sequence[Size]) -> Found:
+        return self.roi_heads.detect(maps, self.rpn.propose(maps, sizes), sizes)
 
-
-def _cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    h_ratio = torch.tensor(ratios).sqrt()
-    w_ratio = 1 / h_ratio
-    ws = (w_ratio[:, None] * torch.tensor(sizes)[None, :]).flatten()
-    hs = (h_ratio[:, None] * torch.tensor(sizes)[None, :]).flatten()
-    return (torch.stack([-ws, -hs, ws, hs], dim=1) / 2).round()  # (A, 4); whole pixels, as torchvision's weights expect
+    def work(self, maps: Maps) -> None:
+        self.rpn.work(maps)
+        self.roi_heads.work(maps, self.rpn.keep_after_nms[1])
 
 
 class RPNHead(nn.Module):
@@ -131,6 +54,7 @@ class RPNHead(nn.Module):
 
     def __init__(self, channels: int, anchors_per_cell: int, depth: int = 1) -> None:
         super().__init__()
+        self.channels = channels
         self.conv = nn.Sequential(
             *(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()) for _ in range(depth))
         )
@@ -204,6 +128,11 @@ class RegionProposals(nn.Module):
         regression = F.smooth_l1_loss(torch.cat(of_deltas), torch.cat(delta_targets), beta=1 / 9, reduction="sum")
         return proposals, {"loss_objectness": objectness / count, "loss_rpn_box_reg": regression / count}
 
+    def work(self, maps: Maps) -> None:
+        """The layers of a proposal, for counting."""
+        for stride in self.anchors.strides:
+            self.head(maps[stride])
+
     def _score(self, maps: Maps) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         logits, deltas = zip(*(self.head(maps[stride]) for stride in self.anchors.strides), strict=True)
         return list(logits), list(deltas), self.anchors(maps)
@@ -213,7 +142,7 @@ class RegionProposals(nn.Module):
         match = match_boxes(truth.boxes, anchors, self.positive_overlap, self.negative_overlap, keep_best_of_each=True)
         labels = torch.where(match >= 0, 1, match.clamp(min=-2) + 1)  # -1 background → 0, -2 between → -1
         labels = ignore_inside(labels, anchors, truth.ignored, self.negative_overlap)
-        return labels, _take(truth.boxes, match)
+        return labels, take(truth.boxes, match)
 
     def _select(
         self,
@@ -332,9 +261,7 @@ class BoxHeads(nn.Module):
             "loss_box_reg": F.smooth_l1_loss(own, target[positive], beta=1 / 9, reduction="sum") / count,
         }
 
-    def detect(
-        self, maps: Maps, proposals: Sequence[Tensor], sizes: Sequence[Size]
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def detect(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sequence[Size]) -> Found:
         """For each picture boxes (N, 4), scores (N,) and labels (N,) from 0, best first."""
         logits, deltas = self._classify(maps, proposals)
         boxes = decode(deltas.reshape(len(logits), -1, 4), torch.cat(list(proposals))[:, None], (10, 10, 5, 5))
@@ -344,6 +271,11 @@ class BoxHeads(nn.Module):
             self._best(box[:, 1:], score[:, 1:], size)
             for box, score, size in zip(boxes.split(counts), scores.split(counts), sizes, strict=True)
         ]
+
+    def work(self, maps: Maps, regions: int) -> None:
+        """The layers over so many regions, for counting."""
+        level = maps[self.strides[0]]
+        self.box_predictor(self.box_head(level.new_zeros(regions, level.shape[1], self.pool, self.pool)))
 
     def _best(self, boxes: Tensor, scores: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
         labels = torch.arange(self.num_classes, device=scores.device).expand_as(scores)
@@ -360,11 +292,11 @@ class BoxHeads(nn.Module):
         candidates = torch.cat([proposals, truth.boxes])
         overlap = self.foreground_overlap
         match = match_boxes(truth.boxes, candidates, overlap, overlap, keep_best_of_each=False)
-        labels = torch.where(match >= 0, _take(truth.labels, match), 0)
+        labels = torch.where(match >= 0, take(truth.labels, match) + 1, 0)
         return (
             candidates,
             ignore_inside(labels, candidates, truth.ignored, overlap),
-            _take(truth.boxes, match),
+            take(truth.boxes, match),
         )
 
     def _classify(self, maps: Maps, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -389,72 +321,3 @@ def pool_regions(maps: Maps, boxes: Sequence[Tensor], strides: Sequence[int], po
         order.append(here)
     features = torch.cat(pooled)
     return torch.empty_like(features).index_copy(0, torch.cat(order), features)
-
-
-def match_boxes(truth: Tensor, boxes: Tensor, high: float, low: float, *, keep_best_of_each: bool) -> Tensor:
-    """For each box the index of the object it belongs to, -1 for none, -2 for neither yes nor no: (R,).
-
-    At an overlap (IoU) of at least `high` a box belongs to the object it overlaps most, below `low` to none. With
-    `keep_best_of_each` the boxes that overlap an object most belong to something, however little it is.
-    """
-    if len(truth) == 0:
-        return torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
-    overlaps = box_iou(truth, boxes)  # (N, R)
-    best, match = overlaps.max(dim=0)
-    decided = torch.where(best >= high, match, torch.where(best < low, -1, -2))
-    if keep_best_of_each:
-        champions = torch.where(overlaps == overlaps.amax(dim=1, keepdim=True))[1]
-        decided[champions] = match[champions]
-    return decided
-
-
-def ignore_inside(labels: Tensor, boxes: Tensor, regions: Tensor, overlap: float) -> Tensor:
-    """Labels with the background boxes that overlap an ignored region turned to -1, which is never sampled."""
-    if len(regions) == 0:
-        return labels
-    touched = box_iou(regions, boxes).amax(dim=0) >= overlap
-    return torch.where((labels == 0) & touched, -1, labels)
-
-
-def sample(labels: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Random indices of at most `count * positive_fraction` positives, and negatives to make up `count`."""
-    positive = torch.where(labels >= 1)[0]
-    negative = torch.where(labels == 0)[0]
-    positives = min(len(positive), int(count * positive_fraction))
-    negatives = min(len(negative), count - positives)
-    # One draw each, of the whole length, so that the same generator gives the samples that torchvision would take.
-    chosen = torch.randperm(len(positive), device=labels.device)[:positives]
-    rejected = torch.randperm(len(negative), device=labels.device)[:negatives]
-    return positive[chosen], negative[rejected]
-
-
-def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
-    """Boxes (R, 4) as deltas from their anchors (R, 4): shift in anchor sides, log of the scale, times `weights`."""
-    x, y, w, h = _centre_and_side(anchors)
-    bx, by, bw, bh = _centre_and_side(boxes)
-    wx, wy, ww, wh = weights
-    return torch.stack([wx * (bx - x) / w, wy * (by - y) / h, ww * torch.log(bw / w), wh * torch.log(bh / h)], dim=-1)
-
-
-def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
-    """The inverse of `encode`: deltas (..., 4) on anchors (..., 4) → boxes (..., 4)."""
-    x, y, w, h = _centre_and_side(anchors)
-    wx, wy, ww, wh = weights
-    dx, dy, dw, dh = deltas.unbind(-1)
-    cx, cy = dx / wx * w + x, dy / wy * h + y
-    half_w = torch.exp((dw / ww).clamp(max=DELTA_CLAMP)) * w / 2
-    half_h = torch.exp((dh / wh).clamp(max=DELTA_CLAMP)) * h / 2
-    return torch.stack([cx - half_w, cy - half_h, cx + half_w, cy + half_h], dim=-1)
-
-
-def _centre_and_side(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    w, h = x2 - x1, y2 - y1
-    return x1 + w / 2, y1 + h / 2, w, h
-
-
-def _take(values: Tensor, match: Tensor) -> Tensor:
-    """values[match], with anything for boxes that match nothing; zeros when there are no values."""
-    if len(values) == 0:
-        return values.new_zeros(len(match), *values.shape[1:])
-    return values[match.clamp(min=0)]
