@@ -4,16 +4,22 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := .venv/bin/python
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow test-faults reference check format bench clean
 
 demo: .venv/runtime
 	.venv/bin/boxwright demo
 
 test: .venv/dev
-	$(RUN) -m pytest -n 2 -m "not slow"
+	$(RUN) -m pytest -n 2 -m "not slow and not faults"
 
 test-slow: .venv/dev
 	$(RUN) -m pytest -m slow
+
+test-faults: .venv/dev
+	$(RUN) -m pytest -m faults
+
+reference: .venv/dev
+	$(RUN) docs/make_reference.py
 
 check: .venv/dev
 	.venv/bin/ruff format --check .

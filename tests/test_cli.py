@@ -21,6 +21,7 @@ from boxwright import registry, verbs
 from boxwright.__main__ import main
 from boxwright.__main__ import verbs as listed_verbs
 from boxwright.config import Run, make_run
+from boxwright.models.published import PUBLISHED
 
 VERBS = ["demo", "train", "evaluate", "predict", "models", "data synth"]
 BOX = [[8, 8, 40, 40]]
@@ -420,10 +421,15 @@ def test_predict_prints_one_object(place: dict[str, str], capfd: pytest.CaptureF
 def test_models_prints_one_object(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     out, error = capfd.readouterr()
-    assert {entry["name"] for entry in one_object(out)} == set(registry.entries())
-    for name, entry in registry.entries().items():
+    listed = one_object(out)
+    for kind in registry.WORDS:
+        assert {entry["name"] for entry in listed[kind]} == set(registry.entries(kind))
+        for name, entry in registry.entries(kind).items():
+            assert f"{name} " in error
+            assert f"{entry.path.name}:{entry.line}" in error
+    for name, weights in PUBLISHED.items():
         assert f"{name} " in error
-        assert f"{entry.path.name}:{entry.line}" in error
+        assert weights.licence in error
 
 
 def test_data_synth_prints_one_object(capfd: pytest.CaptureFixture[str]) -> None:

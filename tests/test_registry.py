@@ -71,7 +71,7 @@ def test_an_option_that_the_builder_does_not_take() -> None:
 def test_options_reach_the_builder() -> None:
     detector = registry.build("fasterrcnn_vitdet_nano", num_classes=7, drop_path=0.3)
     assert detector.num_classes == 7
-    assert detector.backbone.body.blocks[-1].drop_path == pytest.approx(0.3)
+    assert detector.backbone.body.drop_path == pytest.approx(0.3)
 
 
 def source_tree(tmp_path: Path, request: pytest.FixtureRequest, **files: str) -> None:

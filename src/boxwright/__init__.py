@@ -17,25 +17,31 @@ from boxwright.version import __version__
 if TYPE_CHECKING:
     from boxwright.data.dataset import open_dataset
     from boxwright.data.synth import synthesize
-    from boxwright.errors import BoxwrightError, Diverged, UserError
+    from boxwright.errors import BoxwrightError, Diverged, Stopped, UserError
     from boxwright.evaluation import score
     from boxwright.inference.predictor import Predictor
+    from boxwright.models.join import build_detector
+    from boxwright.registry import register
     from boxwright.types import Batch, Detections, Record, Sample, Scores
     from boxwright.verbs import demo, evaluate, predict, train
 
 _HOMES = {
+    "build_detector": "boxwright.models.join",
     "open_dataset": "boxwright.data.dataset",
+    "register": "boxwright.registry",
     "synthesize": "boxwright.data.synth",
     "score": "boxwright.evaluation",
     "Predictor": "boxwright.inference.predictor",
-    **dict.fromkeys(("BoxwrightError", "Diverged", "UserError"), "boxwright.errors"),
+    **dict.fromkeys(("BoxwrightError", "Diverged", "Stopped", "UserError"), "boxwright.errors"),
     **dict.fromkeys(("Batch", "Detections", "Record", "Sample", "Scores"), "boxwright.types"),
     **dict.fromkeys(("demo", "evaluate", "predict", "train"), "boxwright.verbs"),
 }
 
 __all__ = [
-    "Batch", "BoxwrightError", "Detections", "Diverged", "Predictor", "Record", "Sample", "Scores", "UserError",
-    "__version__", "demo", "evaluate", "open_dataset", "predict", "score", "synthesize", "train",
+    "Batch", "BoxwrightError", "Detections", "Diverged", "Predictor", "Record", "Sample", "Scores", "Stopped",
+    "UserError",
+    "__version__", "build_detector", "demo", "evaluate", "open_dataset", "predict", "register", "score", "synthesize",
+    "train",
 ]  # fmt: skip
 
 

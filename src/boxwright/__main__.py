@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # its own words on a damaged picture; ours name the file
     from cyclopts import CycloptsError
 
-    from boxwright.errors import BoxwrightError
+    from boxwright.errors import BoxwrightError, Stopped
 
     tokens = [SHORT.get(token, token) for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except CycloptsError as error:
         return _fail(2, _parse_error(error), error)
+    except Stopped as error:
+        return error.exit_code  # the journal has said it
     except BoxwrightError as error:
         return _fail(error.exit_code, str(error), error)
     except KeyboardInterrupt:

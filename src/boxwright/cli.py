@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from boxwright import registry, verbs
-from boxwright.config import Run
+from boxwright.config import Run, make_run
 
 Json = Annotated[bool, Parameter(help="Print the result as one JSON object on standard output.")]
 
@@ -46,9 +46,9 @@ def demo(*, folder: Path = Path("outputs/demo"), seed: int = 0, json: Json = Fal
     return 0
 
 
-def train(*, run: Annotated[Run, Parameter(name="*")], json: Json = False) -> int:
+def train(*, run: Annotated[Run | None, Parameter(name="*")] = None, json: Json = False) -> int:
     """Train one detector on one dataset."""
-    trained = verbs.train(run)
+    trained = verbs.train(run or make_run())
     _result(json, trained)
     return 0
 
@@ -65,6 +65,7 @@ def evaluate(
     device: str = "auto",
     name: str | None = None,
     project_dir: Path = Path("outputs/evaluation"),
+    plugin: list[Path] | None = None,
     json: Json = False,
 ) -> int:
     """Score a checkpoint on a dataset, by COCO's and by VOC's rules.
@@ -91,10 +92,12 @@ def evaluate(
         Of the folder with scores.json.
     project_dir
         Where that folder is made.
+    plugin
+        Python file that registers parts of your own, as in training.
     """
     done = verbs.evaluate(
         weights, data, split=split, imgsz=imgsz, square_img=square_img, batch=batch, workers=workers, device=device,
-        name=name, project_dir=project_dir, say=_say,
+        name=name, project_dir=project_dir, plugin=plugin or (), say=_say,
     )  # fmt: skip
     _say(_table(done.scores))
     _say(f"{done.images_per_second:.1f} images/s; {done.folder / 'scores.json'}")
@@ -117,6 +120,7 @@ def predict(
     device: str = "auto",
     name: str | None = None,
     output: Path = Path("outputs/inference"),
+    plugin: list[Path] | None = None,
     json: Json = False,
 ) -> int:
     """Draw boxes on pictures and videos.
@@ -149,10 +153,13 @@ def predict(
         Of the folder with the results.
     output
         Where that folder is made.
+    plugin
+        Python file that registers parts of your own, as in training.
     """
     done = verbs.predict(
         weights, input, threshold=threshold, imgsz=imgsz, square_img=square_img, classes=classes or (),
-        labels=not no_labels, show=show, stream=stream, batch=batch, device=device, name=name, output=output, say=_say,
+        labels=not no_labels, show=show, stream=stream, batch=batch, device=device, name=name, output=output,
+        plugin=plugin or (), say=_say,
     )  # fmt: skip
     counts = [f"{n} {what}" for n, what in ((done.pictures, "pictures"), (done.frames, "frames")) if n]
     _say(f"{done.objects} objects in {' and '.join(counts)}; {done.folder}")
@@ -162,14 +169,37 @@ def predict(
     return 3 if done.skipped else 0
 
 
-def models(*, json: Json = False) -> int:
-    """List the detectors that can be trained, and where each is built."""
-    entries = registry.entries().values()
-    width = max(len(entry.name) for entry in entries)
-    for entry in entries:
-        where = f"{entry.path.relative_to(registry.PACKAGE.parent)}:{entry.line}"
-        _say(f"{entry.name:{width}}  {entry.summary}  [{where}]")
-    _result(json, [dataclasses.asdict(entry) for entry in entries])
+def models(
+    name: str | None = None, /, *, plugin: Annotated[list[Path] | None, Parameter()] = None, json: Json = False
+) -> int:
+    """List detectors, backbones, pyramids and weights, or tell all about one.
+
+    Parameters
+    ----------
+    name
+        A model: its parameters, FLOPs, options and weights. Or `timm:` and a pattern: the backbones of that name.
+    plugin
+        Python file that registers parts of your own.
+    """
+    for path in plugin or ():
+        registry.use_plugin(path)
+    if name and name.startswith("timm:"):
+        backbones = verbs.timm_backbones(name)
+        _say("\n".join(f"timm:{found}  {licence}" for found, licence in backbones.items()))
+        _result(json, backbones)
+    elif name:
+        described = verbs.describe(name)
+        _say(_lines(described))
+        _result(json, described)
+    else:
+        listed = verbs.list_models()
+        for heading, rows in listed.items():
+            _say(f"{heading}")
+            width = max(len(row) for row in rows)
+            _say("\n".join(f"  {row:{width}}  {text}" for row, text in rows.items()))
+        _result(
+            json, {kind: [dataclasses.asdict(e) for e in registry.entries(kind).values()] for kind in registry.WORDS}
+        )
     return 0
 
 
@@ -243,6 +273,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines(values: dict[str, Any]) -> str:
+    """Names and values under each other."""
+    width = max(len(name) for name in values)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in values.items())
 
 
 def _table(scores: Any) -> str:

@@ -5,11 +5,13 @@ A `Run` is read from the command line, written as run.yaml and carried by every 
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from boxwright.errors import UserError
 from boxwright.registry import nearest
@@ -27,16 +29,29 @@ class Run(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # What
-    data: str = Field(description="Data YAML, VOCdevkit folder, or folder with train/ and valid/.")
+    data: str = Field("", description="Data YAML, VOCdevkit folder, or folder with train/ and valid/.")
     model: str = Field("fasterrcnn_resnet50_fpn_v2", description="Name of the detector; `boxwright models` lists them.")
+    backbone: str | None = Field(
+        None, description="Join this backbone to the model: timm:NAME, torchvision:NAME or a registered name."
+    )
+    pyramid: str | None = Field(None, description="Pyramid between them: fpn, simple; by default what fits.")
+    option: tuple[str, ...] = Field((), description="Option of the model's builder, NAME=VALUE; may be repeated.")
+    plugin: tuple[Path, ...] = Field((), description="Python file that registers parts of your own; may be repeated.")
     weights: str | None = Field(
         None,
-        description="Start from these weights: a file, or the name of published ones; otherwise from random numbers.",
+        description="Start from these weights: a file, a published name, or `pretrained` for the backbone's own; "
+        "otherwise from random numbers.",
+    )
+    require_license: Literal["permissive"] | None = Field(
+        None, description="Refuse weights whose licence does not allow any use."
     )
     name: str | None = Field(None, description="Name of the run folder; by default res_1, res_2, ...")
     project_dir: Path = Field(Path("outputs/training"), description="Folder that run folders are made in.")
     exist_ok: bool = Field(False, description="Write into a run folder that exists, replacing what is there.")
 
+    resume: Path | None = Field(
+        None, exclude=True, description="Go on with the run of this folder exactly where it stopped."
+    )
     ignore_unknown: bool = Field(False, description="Leave out objects of classes that are not in the list.")
 
     # How long
@@ -62,8 +77,17 @@ class Run(BaseModel):
     lr: float | None = Field(None, gt=0, le=10, description="Learning rate; 0.001 for SGD, 0.0001 for AdamW.")
     optimizer: Optimizer = Field("sgd", description="SGD with Nesterov momentum 0.9, or AdamW.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decay of weights; biases, norms and positions have none.")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Learning rate of a backbone's layer relative to the one above it (ViTDet: 0.7)."
+    )
     schedule: Schedule = Field("constant", description="Learning rate after warm-up.")
     warmup_steps: int = Field(1000, ge=0, description="Steps of rising learning rate, at most the first epoch.")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Judge and save an average of the weights with this decay, such as 0.9998; 0: none.",
+    )
     clip: float = Field(10.0, gt=0, description="Largest norm of the gradient; longer ones are shortened to it.")
 
     # The machine
@@ -74,11 +98,29 @@ class Run(BaseModel):
     )
     seed: int = Field(0, ge=0, description="Of initial weights, order, augmentation and sampling.")
 
+    save_minutes: float = Field(10.0, ge=0, description="Save what a resume needs every so many minutes.")
+
     # Judging
     eval_batch: int | None = Field(None, ge=1, description="Pictures at once in evaluation; by default as in training.")
 
+    @field_validator("option", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """From Python options may be a mapping."""
+        return tuple(f"{k}={json.dumps(v)}" for k, v in value.items()) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generic_model(cls, values: Any) -> Any:
+        """A backbone without a model's name goes under Faster R-CNN."""
+        if isinstance(values, dict) and values.get("backbone") and "model" not in values:
+            return {**values, "model": "fasterrcnn"}
+        return values
+
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
+        if not self.data and not self.resume:
+            raise ValueError(f"--data is missing: {Run.model_fields['data'].description}")
         limit = {"sgd": 10.0, "adamw": 0.004}[self.optimizer]
         if self.lr is not None and self.lr > limit:
             raise ValueError(
@@ -88,7 +130,17 @@ class Run(BaseModel):
             raise ValueError(
                 f"--lr {self.lr:g} belongs to AdamW; SGD wants 0.001 to 0.02. Raise it, or use --optimizer adamw"
             )
+        odd = [text for text in self.option if not text.partition("=")[0].isidentifier() or "=" not in text]
+        if odd:
+            raise ValueError(f"--option {odd[0]!r} is not NAME=VALUE, such as drop_path=0.2")
         return self
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """What the model's builder is given besides the number of classes."""
+        joined = {"backbone": self.backbone, "pyramid": self.pyramid}
+        pairs = (text.partition("=") for text in self.option)
+        return {k: v for k, v in joined.items() if v is not None} | {k: _literal(v) for k, _, v in pairs}
 
     @property
     def learning_rate(self) -> float:
@@ -105,12 +157,36 @@ class Run(BaseModel):
         return self.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def _literal(text: str) -> Any:
+    """A number, true, false, null, a list; anything else is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def make_run(**options: Any) -> Run:
     """A checked `Run`; what is wrong becomes one `UserError` that names the flags."""
     try:
         return Run(**options)
     except ValidationError as error:
         raise UserError("; ".join(explain(e) for e in error.errors())) from None
+
+
+def read_run(folder: Path) -> Run:
+    """The run of a folder, from its run.yaml."""
+    import yaml
+
+    path = folder / "run.yaml"
+    if not path.is_file():
+        raise UserError(f"no run at {folder}: it has no run.yaml. Wanted is the folder that a training wrote")
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+        described.pop("classes", None)
+        return Run(**described)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no run that this version can read: {reason}") from None
 
 
 def explain(error: Any) -> str:

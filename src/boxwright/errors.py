@@ -19,3 +19,9 @@ class Diverged(BoxwrightError):
     """Training has left the finite numbers."""
 
     exit_code = 70
+
+
+class Stopped(BoxwrightError):
+    """Asked to stop from outside, with everything saved that going on needs (sysexits.h: EX_TEMPFAIL)."""
+
+    exit_code = 75

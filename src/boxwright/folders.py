@@ -1,7 +1,8 @@
-"""Folders for results: a name that exists is never written over, a number is added."""
+"""Where results go: a folder's name that exists is never taken again, a file is complete under its name."""
 
 from __future__ import annotations
 
+import os
 from itertools import count
 from pathlib import Path
 
@@ -38,3 +39,16 @@ def _first_free(parent: Path, name: str | None, *, exist_ok: bool) -> Path:
             continue
         return parent / candidate
     raise AssertionError("there is always a next number")
+
+
+def commit(temporary: Path, target: Path) -> None:
+    """Give a written file its name once its bytes are on the disk: after a crash it is there whole, or not there."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
+    if os.name != "nt":  # Windows has no handle of a folder to sync
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

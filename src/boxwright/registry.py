@@ -19,7 +19,6 @@ import ast
 import difflib
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -49,6 +48,7 @@ class Entry:
     path: Path
     line: int
     summary: str
+    options: tuple[str, ...]  # the builder's keyword-only parameters
 
 
 def register(name: str, *, kind: Kind = "detector") -> Callable[[F], F]:
@@ -85,12 +85,26 @@ def find(name: str, kind: Kind = "detector") -> Entry:
 def build(name: str, *, kind: Kind = "detector", **options: Any) -> Any:
     """Build what is registered as `name`; options that its builder does not take are a `UserError`."""
     entry = find(name, kind)
+    require_options(entry, options)
     builder = getattr(_module(entry), entry.function)
-    known = inspect.signature(builder).parameters
+    try:
+        return builder(**options)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        given = {k: v for k, v in options.items() if isinstance(v, str | int | float | bool | list)}
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"cannot build {name} with {given!a}: {reason}") from error
+
+
+def require_options(entry: Entry, options: Iterable[str]) -> None:
+    """Refuse options that a builder does not take."""
     for option in options:
-        if option not in known:
-            raise UserError(f"{name} has no option {option!r}.{nearest(option, known)}")
-    return builder(**options)
+        if option in entry.options:
+            continue
+        if option in ("backbone", "pyramid") and entry.kind == "detector":
+            joinable = [e.name for e in entries().values() if option in e.options]
+            raise UserError(f"{entry.name} has a {option} of its own; --{option} goes with {', '.join(joinable)}")
+        hint = nearest(option, entry.options) or f" It has: {', '.join(entry.options) or 'none'}."
+        raise UserError(f"{entry.name} has no option {option!r}.{hint}")
 
 
 def use_plugin(path: str | Path) -> list[Entry]:
@@ -136,7 +150,8 @@ def _entries_of(path: Path, module: str) -> Iterable[Entry]:
         if isinstance(node, ast.FunctionDef):
             summary = (ast.get_docstring(node) or "").split("\n")[0]
             for name, kind in _registrations(node):
-                yield Entry(name, kind, module, node.name, path, node.lineno, summary)
+                options = tuple(argument.arg for argument in node.args.kwonlyargs)
+                yield Entry(name, kind, module, node.name, path, node.lineno, summary, options)
 
 
 def _registrations(function: ast.FunctionDef) -> Iterable[tuple[str, Kind]]:

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.errors import BoxwrightError, Diverged, UserError
+from boxwright.errors import BoxwrightError, Diverged, Stopped, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
     "Action", "Batch", "Bool", "BoxwrightError", "Detections", "Diverged", "Fault", "Float32", "Int64", "Record",
-    "Sample", "Scores", "Size", "UInt8", "UserError", "no_boxes",
+    "Sample", "Scores", "Size", "Stopped", "UInt8", "UserError", "no_boxes",
 ]  # fmt: skip
 
 Size = tuple[int, int]

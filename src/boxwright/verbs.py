@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxwright import registry
-from boxwright.config import LARGEST, SMALLEST, Run, make_run
+from boxwright.config import LARGEST, SMALLEST, Run, make_run, read_run
 from boxwright.errors import UserError
 from boxwright.folders import claim
 from boxwright.progress import Progress
@@ -34,11 +34,16 @@ def train(run: Run | None = None, *, quiet: bool = False, **options: Any) -> Tra
     Raises `UserError` for a mistake in the options or the data, before training; `Diverged` when a loss is not finite.
     """
     run = run or make_run(**options)
-    registry.find(run.model)
+    if run.resume:
+        run = resumed(run)
+    for path in run.plugin:
+        registry.use_plugin(path)
+    check_model(run)
     from boxwright.data.dataset import open_dataset
 
     open_dataset(run.data)  # a wrong path is answered before PyTorch is imported
-    _check_weights_path(run.weights)
+    if not run.resume:
+        _check_weights_path(run.weights)
     from boxwright.training.loop import train
 
     return train(run, quiet=quiet)
@@ -65,6 +70,7 @@ def evaluate(
     device: str = "auto",
     name: str | None = None,
     project_dir: Path = Path("outputs/evaluation"),
+    plugin: Sequence[str | Path] = (),
     say: Say = lambda _: None,
 ) -> Evaluated:
     """Score a checkpoint on a split, by COCO's and by VOC's rules; writes scores.json.
@@ -72,6 +78,8 @@ def evaluate(
     Classes are compared by name: those of the data must be the checkpoint's, in any order.
     """
     _check_sizes(imgsz, batch, workers)
+    for path in plugin:
+        registry.use_plugin(path)
     weights = _existing(weights)
     from boxwright.data.dataset import open_dataset
 
@@ -120,6 +128,7 @@ def predict(
     device: str = "auto",
     name: str | None = None,
     output: Path = Path("outputs/inference"),
+    plugin: Sequence[str | Path] = (),
     say: Say = lambda _: None,
 ) -> Predicted:
     """Boxes on pictures, folders, globs, videos, cameras: annotated copies and predictions.json in a new folder."""
@@ -127,6 +136,8 @@ def predict(
         hint = f" Did you mean {threshold / 100:g}?" if 1 < threshold <= 100 else ""
         raise UserError(f"--threshold {threshold:g} is not between 0 and 1.{hint}")
     _check_sizes(imgsz, batch)
+    for path in plugin:
+        registry.use_plugin(path)
     weights = _existing(weights)
     from boxwright.inference.media import open_input
 
@@ -202,6 +213,88 @@ def demo(folder: Path = Path("outputs/demo"), *, seed: int = 0, say: Say = lambd
     return Demo(folder, trained, evaluated, predicted)
 
 
+def list_models() -> dict[str, dict[str, str]]:
+    """Everything with a name: headings, and under each the names with a line about each."""
+    from boxwright.models.published import PUBLISHED
+
+    def rows(kind: registry.Kind) -> dict[str, str]:
+        return {name: f"{entry.summary}  [{_where(entry)}]" for name, entry in registry.entries(kind).items()}
+
+    backbones = {
+        "timm:NAME": "any of timm's that gives maps; `boxwright models 'timm:*vit*'` lists names",
+        "torchvision:NAME": "any of torchvision's classifiers that gives maps, such as torchvision:resnet50",
+    }
+    weights = {name: f"{entry.licence}, {entry.source}" for name, entry in PUBLISHED.items()}
+    return {
+        "models (--model; `boxwright models NAME` tells more)": rows("detector"),
+        "backbones (--backbone)": backbones | rows("backbone"),
+        "pyramids (--pyramid)": rows("pyramid"),
+        "weights (--weights; or a file, or `pretrained` for the backbone's own)": weights,
+    }
+
+
+def describe(name: str, **options: Any) -> dict[str, Any]:
+    """A model in numbers: parameters, GFLOPs for a picture of 640 x 640, options, published weights."""
+    entry = registry.find(name)
+    from boxwright.models.published import fitting, own_weights
+    from boxwright.models.summary import summarise
+
+    summary = summarise(name, **options)
+    published = {weights.name: f"{weights.name} ({weights.licence})" for weights in fitting(name, own_weights(name))}
+    return {
+        "name": name,
+        "what": entry.summary,
+        "parameters": f"{summary.parameters:,}",
+        "GFLOPs": f"{summary.gflops:.1f} at {summary.size} px (backbone and pyramid {summary.backbone_gflops:.1f})",
+        "levels": ", ".join(f"stride {s}: {c} channels" for s, c in summary.levels.items()),
+        "options": ", ".join(entry.options),
+        "weights": ", ".join(published.values()) or own_weights(name) or "none published",
+        "builder": _where(entry),
+    }
+
+
+def timm_backbones(pattern: str) -> dict[str, str]:
+    """timm's names that match `timm:PATTERN` (as a shell would match), each with the licence of its weights."""
+    from boxwright.models.backbones import from_timm
+
+    return from_timm.matching(pattern.removeprefix("timm:") or "*")
+
+
+def _where(entry: registry.Entry) -> str:
+    inside = entry.path.is_relative_to(registry.PACKAGE)
+    return f"{entry.path.relative_to(registry.PACKAGE.parent) if inside else entry.path}:{entry.line}"
+
+
+# What may change when a run goes on: where and how it is computed, not what.
+MAY_CHANGE = ("device", "workers", "eval_batch", "save_minutes")
+
+
+def resumed(run: Run) -> Run:
+    """The run of the folder `run.resume`; options given beside it may change the machine only."""
+    assert run.resume is not None
+    folder = run.resume.expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no run at {folder} (looked in {Path.cwd()})")
+    saved = read_run(folder)
+    given = {name: getattr(run, name) for name in run.model_fields_set - {"resume"}}
+    changed = [k for k, v in given.items() if k not in MAY_CHANGE and v != getattr(saved, k)]
+    if changed:
+        what = ", ".join(f"--{k.replace('_', '-')} was {getattr(saved, k)!r}, now {given[k]!r}" for k in changed)
+        raise UserError(
+            f"--resume goes on with the run of {folder} as it was: {what}. Leave it out, or start a new run"
+        )
+    return saved.model_copy(update={**given, "resume": folder})
+
+
+def check_model(run: Run) -> None:
+    """Names and options of model, backbone and pyramid, before PyTorch is imported."""
+    registry.require_options(registry.find(run.model), run.model_options)
+    if run.backbone and ":" not in run.backbone:
+        registry.find(run.backbone, "backbone")
+    if run.pyramid:
+        registry.find(run.pyramid, "pyramid")
+
+
 DEMO_PICTURES = 1800  # with 3 epochs of them the detector gets well past mAP50 0.8
 
 
@@ -235,6 +328,8 @@ def _existing(weights: str | Path) -> Path:
 
 def _check_weights_path(weights: str | None) -> None:
     """A start that looks like a path must exist; names are looked up later, beside the table of published weights."""
+    if weights and weights.startswith(("timm:", "torchvision:")):
+        return
     if weights and ("/" in weights or "\\" in weights or "." in Path(weights).name):
         _existing(weights)
 

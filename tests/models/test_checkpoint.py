@@ -88,7 +88,7 @@ def test_what_is_saved_is_loaded(detector: torch.nn.Module, saved: Path) -> None
     assert not loaded.training
     assert loaded.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
-    assert loaded.backbone.body.blocks[-1].drop_path == pytest.approx(0.1)  # the options reach the builder
+    assert loaded.backbone.body.drop_path == pytest.approx(0.1)  # the options reach the builder
 
 
 def test_scores_that_are_not_numbers_are_kept(detector: torch.nn.Module, tmp_path: Path) -> None:
@@ -237,7 +237,8 @@ HEADERS: list[tuple[dict[str, Any], str]] = [
     ({"model": ["os.system"]}, "has a header that is not ours: Input should be a valid string"),
     ({"model": None}, "has a header that is not ours"),
     ({"options": {"num_classes": 5}}, "has options that fasterrcnn_vitdet_nano does not take"),
-    ({"options": {"drop_path": "much"}}, "has options that fasterrcnn_vitdet_nano does not take"),
+    ({"options": {"drop_path": "much"}}, "cannot build fasterrcnn_vitdet_nano with"),
+    ({"options": {"drop_path": 1.5}}, "drop path 1.5 is no share from 0 to below 1"),
     ({"options": {"drop_paths": 0.1}}, "has no option 'drop_paths'. Did you mean 'drop_path'?"),
     ({"options": {"__class__": 1}}, "has no option '__class__'"),
     ({"options": ["drop_path"]}, "has a header that is not ours"),

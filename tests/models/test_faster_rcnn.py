@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn, fasterrcnn_resnet50_fpn_v2
 from torchvision.ops import roi_align
 
 from boxwright import registry
-from boxwright.models.detectors import faster_rcnn
-from boxwright.models.detectors.boxes import Anchors, decode, encode, ignore_inside, match_boxes, sample
-from boxwright.models.detectors.faster_rcnn import FasterRCNN
-from boxwright.types import Batch
+from boxwright.models.detectors import pooling
+from boxwright.models.detectors.boxes import Anchors, Truth, decode, encode, ignore_inside, match_boxes, sample
+from boxwright.models.detectors.faster_rcnn import (
+    BoxHeads,
+    BoxPredictor,
+    ConvHead,
+    FasterRCNN,
+    RegionProposals,
+    Regions,
+    RPNHead,
+    TwoLayerHead,
+)
+from boxwright.types import Batch, UserError
 
 PIXEL_BUFFERS = {"pixel_mean", "pixel_std"}
 
@@ -83,7 +95,7 @@ def test_same_losses_and_gradients_as_torchvision(
     # Pooled by one kernel: another order of additions is amplified by BatchNorm over untrained features.
     # test_pooling.py compares the kernels.
     monkeypatch.setattr(
-        faster_rcnn, "align_regions", lambda x, boxes, pool, stride: roi_align(x, boxes, pool, 1 / stride, 2)
+        pooling, "align_regions", lambda x, boxes, pool, stride, **_: roi_align(x, boxes, pool, 1 / stride, 2)
     )
     ours, theirs = pair[0].train(), pair[1].train()
     images, targets = as_torchvision(BATCH)
@@ -119,6 +131,15 @@ def test_anchors_are_torchvision_s() -> None:
     ours = Anchors(dict.fromkeys((32, 64), (32.0, 64.0, 128.0, 256.0, 512.0)))
     for mine, other in zip(ours.cells.values(), theirs.cell_anchors, strict=False):
         torch.testing.assert_close(mine, other)
+
+
+def test_unrounded_anchors_keep_area_and_ratio() -> None:
+    """As detectron2's: side² = w h, ratio = h / w, around the cell's corner."""
+    (boxes,) = Anchors({16: [128.0]}, rounded=False)({16: torch.zeros(1, 1, 1, 2)})
+    sides = boxes[:, 2:] - boxes[:, :2]  # (6, 2): three ratios at each of two cells
+    torch.testing.assert_close(sides.prod(dim=1), torch.full((6,), 128.0**2))
+    torch.testing.assert_close(sides[:, 1] / sides[:, 0], torch.tensor([0.5, 1, 2, 0.5, 1, 2]))
+    torch.testing.assert_close((boxes[:, 2:] + boxes[:, :2]) / 2, torch.tensor([[0.0, 0]] * 3 + [[16.0, 0]] * 3))
 
 
 def test_anchors_keep_their_stride_where_the_canvas_does_not_divide() -> None:
@@ -197,3 +218,134 @@ def test_sampling_takes_what_there_is() -> None:
     positive, negative = sample(labels, 100, 0.5)
     assert sorted(positive.tolist()) == [0, 1]
     assert sorted(negative.tolist()) == [2, 3, 4, 5, 6]
+
+
+# ------ What ViTDet has otherwise
+
+
+def heads(**options: Any) -> BoxHeads:
+    torch.manual_seed(0)
+    return BoxHeads(TwoLayerHead(4, pool=2, width=8), num_classes=2, strides=(8, 16), pool=2, **options)
+
+
+def regions_of(label: list[int], boxes: list[list[float]], meant: list[list[float]]) -> Regions:
+    return Regions([torch.tensor(boxes)], torch.tensor(label), torch.tensor(meant))
+
+
+REGIONS = regions_of(
+    [0, 2, -1], [[0, 0, 10, 10], [0, 0, 20, 10], [0, 0, 8, 8]], [[0, 0, 1, 1], [2, 0, 22, 20], [0] * 4]
+)
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 1 / 9, 2.0])
+def test_losses_of_boxes_by_hand(class_agnostic: bool, beta: float) -> None:
+    """Of the second region alone: its object is 2 px to the right, as wide, and twice as high."""
+    logits = torch.tensor([[1.0, 2, 3], [0, 0, 1], [50, 0, -50]])
+    deltas = torch.zeros(3, 1 if class_agnostic else 3, 4)
+    losses = heads(class_agnostic=class_agnostic, beta=beta).compare(logits, deltas, REGIONS)
+    chance = [torch.tensor([1.0, 2, 3]).softmax(0)[0], torch.tensor([0.0, 0, 1]).softmax(0)[2]]
+    assert losses["loss_classifier"].item() == pytest.approx(-sum(p.log().item() for p in chance) / 2)
+    off = [10 * 2 / 20, 10 * 5 / 10, 0, 5 * math.log(2)]
+    each = [d - beta / 2 if d >= beta else d**2 / 2 / beta for d in off]
+    assert losses["loss_box_reg"].item() == pytest.approx(sum(each) / 2, rel=1e-5)
+
+
+def test_only_a_class_s_own_boxes_learn_or_one_for_all() -> None:
+    deltas = torch.zeros(3, 3, 4, requires_grad=True)
+    sum(heads().compare(torch.zeros(3, 3), deltas, REGIONS).values()).backward()
+    assert deltas.grad.abs().sum(-1).nonzero().tolist() == [[1, 2]]
+    one = torch.zeros(3, 1, 4, requires_grad=True)
+    sum(heads(class_agnostic=True).compare(torch.zeros(3, 3), one, REGIONS).values()).backward()
+    assert one.grad.abs().sum(-1).nonzero().tolist() == [[1, 0]]
+
+
+def test_one_box_for_all_classes_is_found_as_each() -> None:
+    agnostic = heads(class_agnostic=True, score_threshold=0.1)
+    boxes, scores = torch.tensor([[[5.0, 5, 90, 20]]]), torch.tensor([[0.2, 0.3, 0.5]])
+    ((found, found_scores, labels),) = agnostic.select([boxes], scores, [(64, 64)])
+    assert found.tolist() == [[5, 5, 64, 20]] * 2
+    assert (labels.tolist(), found_scores.tolist()) == ([1, 0], pytest.approx([0.5, 0.3]))
+
+
+def test_a_small_start_prefers_no_class_and_moves_no_box() -> None:
+    predictor = BoxPredictor(1024, 80, small_start=True)
+    with torch.no_grad():
+        logits, deltas = predictor(torch.rand(64, 1024))
+    assert logits.softmax(-1).max() < 0.05
+    assert deltas.abs().max() < 0.2
+    assert deltas.shape == (64, 81, 4)
+
+
+def test_layer_norm_knows_one_region_only() -> None:
+    """BatchNorm's regions share their statistics; LayerNorm's over channels depend on the place alone."""
+    torch.manual_seed(0)
+    head = ConvHead(8, pool=3, width=16, norm="layer").train()
+    regions = torch.randn(5, 8, 3, 3)
+    torch.testing.assert_close(head(regions)[2], head(regions[2:3])[0])
+    conv, norm = head[0][0], head[0][1]
+    x = conv(regions)
+    centred = x - x.mean(dim=1, keepdim=True)
+    by_hand = centred / (x.var(dim=1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(norm(x), by_hand, atol=1e-5, rtol=1e-5)
+    assert [layer.bias is None for layer in head.modules() if isinstance(layer, nn.Conv2d)] == [True] * 4
+
+
+@pytest.mark.parametrize(("beta", "loss"), [(0.0, 1 / 8), (1 / 9, 1 / 8 - 1 / 18), (0.5, (1 / 8) ** 2 / 2 / 0.5)])
+def test_regression_of_proposals_by_hand(beta: float, loss: float) -> None:
+    """An untrained head on empty maps moves nothing; of 64 anchors one is positive, 2 of 16 px off, one undecided."""
+    rpn = RegionProposals(RPNHead(4, 1, depth=2), Anchors({8: [16.0]}, (1.0,)), beta=beta)
+    truth = Truth(torch.tensor([[18.0, 16, 34, 32]]), torch.tensor([0]), torch.zeros(0, 4))
+    losses = rpn.losses({8: torch.zeros(1, 4, 8, 8)}, [(64, 64)], [truth])[1]
+    assert losses["loss_rpn_box_reg"].item() == pytest.approx(loss / 63)
+    assert losses["loss_objectness"].item() == pytest.approx(math.log(2))
+
+
+# ------ On any backbone
+
+
+class Steps(nn.Module):
+    """A backbone of its own: one strided convolution a stride."""
+
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+    def __init__(self, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.channels = {stride: 4 + i for i, stride in enumerate(strides)}
+        self.convs = nn.ModuleList(nn.Conv2d(3, c, s, stride=s) for s, c in self.channels.items())
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        return {s: conv(images) for s, conv in zip(self.channels, self.convs, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("strides", "levels", "pooled"),
+    [
+        ((4, 8, 16, 32), [4, 8, 16, 32, 64], [4, 8, 16, 32]),
+        ((8, 16), [8, 16, 32], [8, 16]),
+        ((16,), [4, 8, 16, 32, 64], [4, 8, 16, 32]),  # the simple pyramid
+    ],
+)
+@pytest.mark.parametrize("head", ["2fc", "4conv1fc"])
+def test_faster_rcnn_on_a_backbone_of_one_s_own(
+    strides: tuple[int, ...], levels: list[int], pooled: list[int], head: str
+) -> None:
+    torch.manual_seed(0)
+    model = registry.build("fasterrcnn", num_classes=3, backbone=Steps(strides), width=16, head=head)
+    assert model.rpn.anchors.strides == levels
+    assert model.roi_heads.strides == pooled
+    for stride, cells in model.rpn.anchors.cells.items():
+        assert cells[1].tolist() == [-4 * stride, -4 * stride, 4 * stride, 4 * stride]  # 8 strides wide
+    assert model.pixel_mean.flatten().tolist() == [0.5] * 3
+    losses = model.train().losses(BATCH)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert len(model.eval().predict(BATCH)) == 2
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn", "cascade_rcnn"])
+def test_a_mistyped_head(name: str) -> None:
+    with pytest.raises(
+        UserError, match=r"unknown box head '4conv1f': wanted is 2fc or 4conv1fc. Did you mean '4conv1fc'\?"
+    ):
+        registry.build(name, num_classes=3, backbone=Steps((8, 16)), head="4conv1f")

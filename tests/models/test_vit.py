@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from boxwright.models import vit as module
-from boxwright.models.vit import Block, ViT, grid_matrix, join_windows, line_matrix, relative_rows, split_windows
+from boxwright.models import attention
+from boxwright.models.pyramid import Joined, SimpleFeaturePyramid
+from boxwright.models.vit import ViT
 
 PATCH, WIDTH, HEADS, DEPTH, WINDOW, GLOBAL = 4, 24, 3, 4, 5, (1, 3)
 
@@ -104,23 +103,25 @@ def attend(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns"),
+    ("rows", "columns", "count"),
     [
-        (10, 10),  # whole windows
-        (5, 15),
-        (6, 6),  # the side of the position table; windows padded
-        (8, 8),  # the side of the global blocks' relative tables
-        (7, 12),
-        (2, 3),  # smaller than a window
-        (1, 1),
+        (10, 10, 1),  # whole windows
+        (5, 15, 2),
+        (6, 6, 3),  # the side of the position table; windows padded
+        (8, 8, 2),  # the side of the global blocks' relative tables
+        (7, 12, 1),
+        (2, 3, 3),  # smaller than a window
+        (1, 1, 2),
     ],
 )
-def test_same_maps_and_gradients_as_the_equations(rows: int, columns: int) -> None:
-    net, images = small_vit(), pictures(rows, columns)
+@pytest.mark.parametrize("form", ["auto", "folded"])  # of a CPU and of a GPU; the others: test_attention.py
+def test_same_maps_and_gradients_as_the_equations(rows: int, columns: int, count: int, form: str) -> None:
+    net, images = small_vit(attention=form), pictures(rows, columns, count)
     parameters = {name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()}
     expected = reference(parameters, images)
     found = net(images)[PATCH]
-    assert found.shape == (2, WIDTH, rows, columns)
+    assert found.shape == (count, WIDTH, rows, columns)
+    assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)) / expected.numel() ** 0.5
     found.backward(upstream)
@@ -161,17 +162,6 @@ def test_positions_of_the_table_s_own_grid_are_the_table() -> None:
     assert torch.equal(net.positions(6, 6).reshape(36, WIDTH), net.pos_embed[0, 1:])
 
 
-@pytest.mark.parametrize("side", [8, 3, 5, 40, 1])
-def test_relative_tables_are_resampled_by_the_published_rule(side: int) -> None:
-    table = torch.randn(15, 6)
-    expected = published_table(table, side)
-    found = relative_rows(table, side)
-    assert found.shape == (side, side, 6)
-    for query in range(side):
-        for key in range(side):
-            torch.testing.assert_close(found[query, key], expected[query - key + side - 1], atol=1e-6, rtol=1e-5)
-
-
 def test_gradients_reach_the_published_position_table() -> None:
     net = ViT(width=768, depth=1, heads=12, window=14, global_blocks=())
     assert net.pos_embed.shape == (1, 197, 768)
@@ -192,14 +182,13 @@ def interpolations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(options["mode"])
         return real(*inputs, **options)
 
-    monkeypatch.setattr(module.F, "interpolate", counted)
-    grid_matrix.cache_clear()
-    line_matrix.cache_clear()
+    monkeypatch.setattr(attention.F, "interpolate", counted)
     return calls
 
 
 def test_interpolation_runs_once_for_a_grid(interpolations: list[str]) -> None:
-    net, other = small_vit(), small_vit(seed=1)
+    options = {"pretrain_grid": 11, "relative_grid": 13}  # sides that no other test asks for
+    net, other = small_vit(**options), small_vit(seed=1, **options)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     for _ in range(3):
         net(pictures(7, 7))[PATCH].square().mean().backward()
@@ -212,29 +201,70 @@ def test_interpolation_runs_once_for_a_grid(interpolations: list[str]) -> None:
     assert sorted(interpolations) == ["bicubic", "bicubic", "linear", "linear"]
 
 
-def change_by_optimizer(net: ViT, make: Callable[..., torch.optim.Optimizer]) -> None:
-    optimizer = make(net.parameters(), lr=0.1)
+# ------ What prediction keeps
+
+Optimizer = Callable[..., torch.optim.Optimizer]
+
+
+def learn(net: ViT) -> None:
+    """Gradients from a picture, in whatever mode the network is."""
     net(pictures(7, 7))[PATCH].square().mean().backward()
+
+
+def step(net: ViT, make: Optimizer, *, between: Callable[[], object] = lambda: None) -> None:
+    optimizer = make(net.parameters(), lr=0.1)
+    learn(net)
+    between()
     optimizer.step()
+    optimizer.zero_grad()
+
+
+def predict(net: ViT) -> Tensor:
+    with torch.no_grad():
+        return net(pictures(7, 7))[PATCH]
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": torch.optim.SGD,
+    "adamw": torch.optim.AdamW,
+    "sgd, one by one": lambda *a, **o: torch.optim.SGD(*a, foreach=False, **o),
+    "sgd, fused": lambda *a, **o: torch.optim.SGD(*a, fused=True, **o),  # leaves version counters as they are
+    "adamw, fused": lambda *a, **o: torch.optim.AdamW(*a, fused=True, **o),
+}
+
+
+def average_in(net: ViT) -> None:
+    torch._foreach_lerp_(list(net.parameters()), list(small_vit(seed=5).parameters()), 0.5)
+
+
+def write_through_data(net: ViT) -> None:
+    for parameter, other in zip(net.parameters(), small_vit(seed=5).parameters(), strict=True):
+        parameter.data.copy_(other)
+    net.eval()
 
 
 CHANGES: dict[str, Callable[[ViT], object]] = {
-    "sgd": lambda net: change_by_optimizer(net, torch.optim.SGD),
-    "adamw": lambda net: change_by_optimizer(net, torch.optim.AdamW),
-    "sgd, one by one": lambda net: change_by_optimizer(net, lambda *a, **o: torch.optim.SGD(*a, foreach=False, **o)),
-    "sgd, fused": lambda net: change_by_optimizer(net, lambda *a, **o: torch.optim.SGD(*a, fused=True, **o)),
-    "adamw, fused": lambda net: change_by_optimizer(net, lambda *a, **o: torch.optim.AdamW(*a, fused=True, **o)),
+    **{name: lambda net, make=make: step(net, make) for name, make in OPTIMIZERS.items()},
+    **{
+        f"{name}, with a prediction before the step": lambda net, make=make: step(
+            net, make, between=lambda: predict(net)
+        )
+        for name, make in OPTIMIZERS.items()
+    },
     "load_state_dict": lambda net: net.load_state_dict(small_vit(seed=5).state_dict()),
     "load_state_dict by assignment": lambda net: net.load_state_dict(small_vit(seed=5).state_dict(), assign=True),
+    "averaging": lambda net: torch.no_grad()(average_in)(net),
+    "data and eval": write_through_data,
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_kept_positions_follow_the_table(change: str, mode: Callable[[], Any]) -> None:
-    net = small_vit().eval()
+def test_what_is_kept_follows_the_tables(change: str, mode: Callable[[], Any]) -> None:
+    """All of it in evaluation mode, so that no switch of the mode helps."""
+    net, images = small_vit().eval(), pictures(7, 7)
     with mode():
-        before = net.positions(7, 7)
+        before, maps = net.positions(7, 7), net(images)[PATCH]
         assert net.positions(7, 7) is before
     CHANGES[change](net)
     with mode():
@@ -242,14 +272,41 @@ def test_kept_positions_follow_the_table(change: str, mode: Callable[[], Any]) -
         assert net.positions(7, 7) is after
     torch.testing.assert_close(after, published_positions(net.pos_embed, 7, 7), atol=1e-5, rtol=1e-5)
     assert (after - before).abs().max() > 1e-4
+    fresh = small_vit().eval()
+    fresh.load_state_dict(net.state_dict())
+    with mode():
+        assert torch.equal(net(images)[PATCH], fresh(images)[PATCH])  # relative tables too
+        assert not torch.equal(net(images)[PATCH], maps)
+
+
+def test_nothing_is_kept_while_a_gradient_waits_or_in_training() -> None:
+    net = small_vit().eval()
+    with torch.no_grad():
+        assert net.positions(7, 7) is net.positions(7, 7)
+        net.train()
+        assert net.positions(7, 7) is not net.positions(7, 7)
+    learn(net.eval())
+    with torch.no_grad():
+        assert net.positions(7, 7) is not net.positions(7, 7)
+        net.zero_grad()
+        assert net.positions(7, 7) is net.positions(7, 7)
 
 
 def test_kept_positions_are_of_the_grid_asked_for() -> None:
-    net = small_vit()
+    net = small_vit().eval()
     with torch.no_grad():
         for rows, columns in ((4, 9), (9, 4), (6, 6), (4, 9)):
             expected = published_positions(net.pos_embed, rows, columns)
             torch.testing.assert_close(net.positions(rows, columns), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_kept_positions_move_and_change_type_with_the_network() -> None:
+    net = small_vit().eval()
+    with torch.no_grad():
+        net.positions(7, 7)
+        assert net.double().positions(7, 7).dtype == torch.float64
+        assert net(pictures(7, 7).double())[PATCH].dtype == torch.float64
+        assert net.bfloat16()(pictures(7, 7).bfloat16())[PATCH].isfinite().all()
 
 
 def test_prediction_leaves_no_trace_in_training() -> None:
@@ -257,42 +314,18 @@ def test_prediction_leaves_no_trace_in_training() -> None:
     net, fresh = small_vit(), small_vit()
     names = set(net.state_dict())
     with torch.inference_mode():
-        net(pictures(7, 7))
+        net.eval()(pictures(7, 7))
     assert set(net.state_dict()) == names
     twin = copy.deepcopy(net)
     with torch.inference_mode():
         twin(pictures(7, 7))
     gradients = []
-    for trained in (fresh, net, twin):
-        trained(pictures(7, 7))[PATCH].square().mean().backward()
+    for trained in (fresh.eval(), net, twin, twin.train()):
+        trained.zero_grad()
+        learn(trained)
         gradients.append(trained.pos_embed.grad)
-    torch.testing.assert_close(gradients[1], gradients[0])
-    torch.testing.assert_close(gradients[2], gradients[0])
-
-
-# ------ Windows
-
-SIDES = st.integers(1, 13)
-
-
-@settings(max_examples=60, deadline=None)
-@given(B=st.integers(1, 3), rows=SIDES, columns=SIDES, side=st.integers(1, 6))
-def test_windows_come_apart_and_together(B: int, rows: int, columns: int, side: int) -> None:
-    x = torch.randn(B, rows, columns, 2)
-    windows, padded = split_windows(x, side)
-    down, across = -(-rows // side), -(-columns // side)
-    assert padded == (down * side, across * side)
-    assert windows.shape == (B * down * across, side, side, 2)
-    assert torch.equal(join_windows(windows, padded, rows, columns), x)
-    index = iter(windows)  # by picture, then row by row
-    for b in range(B):
-        for top in range(0, rows, side):
-            for left in range(0, columns, side):
-                part, window = x[b, top : top + side, left : left + side], next(index)
-                h, w = part.shape[:2]
-                assert torch.equal(window[:h, :w], part)
-                assert not window[h:].any()
-                assert not window[:, w:].any()
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0])
 
 
 # ------ Training
@@ -331,28 +364,48 @@ def test_checkpointed_blocks_are_not_kept_in_memory() -> None:
     assert saved_numbers(True) < saved_numbers(False) / 4
 
 
-def test_drop_path_is_off_in_prediction_and_grows_with_depth() -> None:
+def test_drop_path_is_off_in_prediction() -> None:
     images = pictures(7, 6)
     torch.testing.assert_close(small_vit(drop_path=0.9).eval()(images), small_vit(drop_path=0.0).eval()(images))
     torch.testing.assert_close(small_vit(drop_path=0.0).train()(images), small_vit(drop_path=0.0).eval()(images))
-    rates = [block.drop_path for block in small_vit(drop_path=0.3).blocks]
-    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
-def test_dropped_paths_keep_the_expectation() -> None:
-    """Of each sample a branch is either left out or scaled up, so that the mean stays."""
+def test_dropped_paths_grow_with_depth_and_keep_the_expectation() -> None:
+    """Of each sample and branch either all or nothing, scaled up so that the mean stays."""
+    net, scales = small_vit(drop_path=0.3).train(), []
+    for block in net.blocks:
+        block.register_forward_pre_hook(lambda block, inputs: scales.append(inputs[1]))
     torch.manual_seed(0)
-    block = Block(8, 2, mlp_ratio=2, drop_path=0.25, window=0, table_side=2)
-    torch.nn.init.zeros_(block.mlp.fc2.weight)  # leaves the attention branch alone
-    torch.nn.init.zeros_(block.mlp.fc2.bias)
-    x = torch.randn(1, 2, 2, 8).expand(4000, -1, -1, -1)
     with torch.no_grad():
-        branch = block.eval()(x[:1]) - x[:1]
-        added = block.train()(x) - x
-    share = (added / branch).reshape(4000, -1)
-    kept = share.mean(dim=1) > 0.5
-    torch.testing.assert_close(share, torch.where(kept, 1 / 0.75, 0.0)[:, None].expand_as(share), atol=1e-2, rtol=1e-2)
-    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)  # more than four standard deviations
+        net(pictures(1, 1, count=4000))
+    for scale, kept in zip(scales, (1, 0.9, 0.8, 0.7), strict=True):
+        assert scale.shape == (2, 4000)
+        torch.testing.assert_close(scale.unique(), torch.tensor([0, 1 / kept][kept == 1 :]))
+        assert (scale > 0).float().mean(dim=1).tolist() == pytest.approx([kept] * 2, abs=0.03)  # > 4 deviations
+    assert not torch.equal(scales[3][0], scales[3][1])  # branches are drawn one by one
+
+
+@pytest.mark.parametrize("scales", [[[1.5, 0, 1.5], [0, 0, 2]], [[0, 0, 0], [0, 1, 1]], [[1, 2, 3], [3, 2, 1]]])
+def test_branches_that_are_dropped_count_as_nothing(scales: list[list[float]]) -> None:
+    """On a CPU they are not even run."""
+    block, scale = small_vit().blocks[0], torch.tensor(scales)
+    found, expected = [], []
+    for results in (found, expected):
+        x = torch.randn(3, 7, 6, WIDTH, generator=torch.Generator().manual_seed(4)).requires_grad_()
+        block.zero_grad()
+        if results is found:
+            out = block(x, scale)
+        else:
+            y = x + block.attn(block.norm1(x)) * scale[0, :, None, None, None]
+            out = y + block.mlp(block.norm2(y)) * scale[1, :, None, None, None]
+        out.square().mean().backward()
+        results += [out, x.grad, *(p.grad for p in block.parameters())]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    seen: list[int] = []
+    block.mlp.register_forward_pre_hook(lambda mlp, inputs: seen.append(len(inputs[0])))
+    block(torch.randn(3, 7, 6, WIDTH), scale)
+    assert seen == [scale[1].count_nonzero()]
 
 
 def test_pictures_do_not_look_at_each_other() -> None:
@@ -367,3 +420,55 @@ def test_global_blocks_must_be_blocks() -> None:
         small_vit(global_blocks=(1, 4))
     with pytest.raises(AssertionError, match="24 is not a multiple of 5 heads"):
         small_vit(heads=5)
+    with pytest.raises(AssertionError, match="no form of attention"):
+        small_vit(attention="flash")
+
+
+# ------ Without tables, in reduced precision, compiled
+
+
+def test_positions_can_be_left_out() -> None:
+    whole = small_vit()
+    for left_out in ({"use_abs_pos": False}, {"rel_pos": False}):
+        net = small_vit(**left_out)
+        gone = set(whole.state_dict()) - set(net.state_dict())
+        name = "pos_embed" if "use_abs_pos" in left_out else "rel_pos"
+        assert gone
+        assert all(name in key for key in gone)
+        zeroed = small_vit()
+        for key in gone:
+            torch.nn.init.zeros_(zeroed.get_parameter(key))
+        net.load_state_dict({k: v for k, v in zeroed.state_dict().items() if k not in gone})
+        torch.testing.assert_close(net(pictures(7, 6))[PATCH], zeroed(pictures(7, 6))[PATCH], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_stays_near_full_precision(dtype: torch.dtype, training: bool) -> None:
+    net, images = ViT(width=48, depth=4, heads=3, window=5, global_blocks=(1, 3), drop_path=0.0), pictures(32, 28)
+    expected = net(images)[16]
+    with torch.autocast("cpu", dtype):
+        found = net.train(training)(images)[16]
+    assert found.isfinite().all()
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+    assert found.dtype == torch.float32  # the sum over the blocks
+    found.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_to_one_graph_with_its_pyramid(training: bool) -> None:
+    body = small_vit(depth=2, global_blocks=(1,), drop_path=0.5)
+    net = Joined(body, SimpleFeaturePyramid(stride=PATCH, channels=WIDTH, width=8, scales=(1.0, 0.5))).train(training)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="eager", dynamic=False)
+    for rows, columns in ((6, 6), (7, 9)):
+        images, maps = pictures(rows * 2, columns * 2), []
+        for run in (net, compiled):
+            torch.manual_seed(0)
+            net.zero_grad()
+            maps.append(run(images))
+            torch.stack([level.square().mean() for level in maps[-1].values()]).sum().backward()
+            maps[-1]["gradient"] = body.pos_embed.grad
+        for level, expected in maps[0].items():
+            torch.testing.assert_close(maps[1][level], expected, atol=1e-5, rtol=1e-4)

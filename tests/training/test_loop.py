@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+import signal
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ from boxwright.data.loader import training_batches
 from boxwright.data.transforms import Fit
 from boxwright.models import checkpoint
 from boxwright.models.detectors.faster_rcnn import FasterRCNN
-from boxwright.training import journal, loop, run_folder
+from boxwright.training import journal, loop, run_folder, state
 from boxwright.training.loop import Trained
 from boxwright.types import Batch, Diverged, UserError
 from boxwright.verbs import evaluate, train
@@ -81,7 +82,11 @@ def promised() -> set[str]:
 
 
 def test_the_run_folder_is_as_drawn(trained: Path) -> None:
-    assert {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()} == promised()
+    files = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
+    states = {name for name in files if name.startswith("state/")}
+    assert files - states == promised()
+    assert 1 <= len(states) <= 2
+    assert all(state.NAME.fullmatch(Path(name).name) for name in states)
     assert len(promised()) == 11
 
 
@@ -308,16 +313,16 @@ def test_an_interrupt_saves_the_weights_and_ends_with_130(
     whole = journal.Journal.step
 
     def interrupted(self: journal.Journal, step: int, *values: Any) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
         whole(self, step, *values)
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(journal.Journal, "step", interrupted)
     place = ["--data", str(drawn), "--project-dir", str(tmp_path), "--name", "it"]
     assert main(["train", *ARGUMENTS, *place]) == 130
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    assert "last_model.safetensors" in error.splitlines()[-1]
+    assert f"boxwright train --resume {tmp_path / 'it'}" in error.splitlines()[-1]
     assert header(tmp_path / "it").step == 3
     assert header(tmp_path / "it", "best").step == 2
     detector, _ = checkpoint.load(tmp_path / "it/last_model.safetensors")

@@ -7,6 +7,8 @@ not depend on the number of workers, nor on where a run stopped.
 from __future__ import annotations
 
 import logging
+import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -105,7 +107,7 @@ def training_batches(
     """Endless shuffled batches; the last of an epoch may be smaller."""
     samples = Samples(records, fit, augmentations, seed)
     order = EpochOrder(len(records), batch, seed, start_step)
-    return iter(_loader(samples, order, workers))
+    return _iterate(samples, order, workers)
 
 
 def ordered_batches(records: Sequence[Record], fit: Fit, *, batch: int, workers: int = 0) -> Iterator[Batch]:
@@ -118,7 +120,7 @@ def ordered_batches(records: Sequence[Record], fit: Fit, *, batch: int, workers:
         for group in groups.values()
         for start in range(0, len(group), batch)
     ]
-    return iter(_loader(Samples(records, fit, training=False), places, workers))
+    return _iterate(Samples(records, fit, training=False), places, workers)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -135,18 +137,21 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _loader(samples: Samples, batches: Sampler[list[Place]] | list[list[Place]], workers: int) -> DataLoader[Batch]:
-    loader = DataLoader(
-        samples,
-        batch_sampler=cast(Sampler[list[int]], batches),  # a place stands for an index
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
-        generator=torch.Generator(),  # its own, so that making a loader draws nothing from the global one
-    )
-    return cast(DataLoader[Batch], loader)  # collated
+def _iterate(samples: Samples, batches: Sampler[list[Place]] | list[list[Place]], workers: int) -> Iterator[Batch]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: as asked
+        loader = DataLoader(
+            samples,
+            batch_sampler=cast(Sampler[list[int]], batches),  # a place stands for an index
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_begin_worker,
+            generator=torch.Generator(),  # its own, so that making a loader draws nothing from the global one
+        )
+        return cast(Iterator[Batch], iter(loader))  # collated
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training process decides

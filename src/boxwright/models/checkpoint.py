@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from boxwright import registry
 from boxwright.config import LARGEST, SMALLEST
+from boxwright.folders import commit
 from boxwright.types import UserError
 from boxwright.version import __version__
 
@@ -51,12 +53,20 @@ def save(path: Path, detector: nn.Module, header: Header) -> None:
     text = json.dumps({**asdict(header), "sha256": digest(tensors)})
     temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file(tensors, temporary, metadata={KEY: text})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_tensors(temporary, tensors, {KEY: text})
+        commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file of tensors on the CPU; a full or failing disk is an `OSError` as from any other write."""
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def read_header(path: Path) -> Header:
@@ -84,6 +94,8 @@ def load(path: Path) -> tuple[nn.Module, Header]:
         detector = registry.build(header.model, num_classes=len(header.classes), **header.options)
     except TypeError as error:
         raise UserError(f"{path} has options that {header.model} does not take: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}{_plugin_hint(header)}") from None
     tensors = read_tensors(path)
     if digest(tensors) != header.sha256:
         raise UserError(f"{path} is damaged: its tensors are not those that were saved. Copy it again from its source")
@@ -141,8 +153,17 @@ def _parse(path: Path, text: str) -> Header:
         raise UserError(f"{path} has class names in its header that are not distinct lines: {header.classes!a}")
     if not _is_fit(header.fit):
         raise UserError(f"{path} says in its header that pictures are fitted by {header.fit!a}, which is not possible")
-    registry.find(header.model)
+    try:
+        registry.find(header.model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}{_plugin_hint(header)}") from None
     return header
+
+
+def _plugin_hint(header: Header) -> str:
+    """A checkpoint never runs code by itself: whoever trusts a plug-in names it."""
+    plugins = header.run.get("plugin")
+    return f" It was trained with --plugin {' --plugin '.join(map(ascii, plugins))}: name it again" if plugins else ""
 
 
 def _is_fit(fit: Mapping[str, Any]) -> bool:

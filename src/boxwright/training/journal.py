@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from boxwright.progress import clock
 from boxwright.training import plots
 from boxwright.training.run_folder import append_json, append_row
 
+BOOKS = ("metrics.jsonl", "results.csv")
 LOG_EVERY = 10  # steps
 LINE_EVERY = 30.0  # seconds, where standard error is no terminal
 
@@ -37,6 +39,7 @@ class Journal:
         device: torch.device,
         *,
         quiet: bool = False,
+        since: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.run = run
@@ -53,6 +56,8 @@ class Journal:
         self._window: list[dict[str, float]] = []  # losses of the steps since the last line of metrics.jsonl
         self._epoch: list[float] = []  # losses since the last evaluation
         self._started = self._shown = self._window_started = time.monotonic()
+        if since:
+            self._take_back(since)
 
     def __enter__(self) -> Self:
         logging.getLogger("boxwright").addHandler(self._handler)
@@ -67,6 +72,19 @@ class Journal:
         if self._bar:
             self._bar.stop()
         self._file.close()
+
+    def place(self) -> dict[str, Any]:
+        """Where the books stand, for a state: their lengths, and what is not written yet."""
+        sizes = {name: _size(self.folder / name) for name in BOOKS}
+        return {"sizes": sizes, "window": self._window, "epoch": self._epoch, "seconds": self._seconds()}
+
+    def _take_back(self, since: Mapping[str, Any]) -> None:
+        """Make the books again what they were at `place`: what came after is going to come again."""
+        for name, size in since["sizes"].items():
+            if _size(self.folder / name) > size:
+                os.truncate(self.folder / name, size)
+        self._window, self._epoch = list(since["window"]), list(since["epoch"])
+        self._started -= since["seconds"]
 
     def say(self, message: str) -> None:
         """A line that stays."""
@@ -172,6 +190,10 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.journal.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def fault_lines(split: Split, most: int = 5) -> list[str]:

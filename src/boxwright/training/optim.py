@@ -9,28 +9,35 @@ import torch
 from torch import nn
 
 from boxwright.config import Precision, Run
+from boxwright.models.layers import decay_scales
 from boxwright.types import UserError
+
+UNDECAYED = ("pos_embed", "rel_pos", "relative_position", "_token")  # positions, class and register tokens
 
 
 def make_optimizer(detector: nn.Module, run: Run) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum 0.9, or AdamW; fused where the device has it."""
-    groups = list(parameter_groups(detector, run.weight_decay))
+    groups = list(parameter_groups(detector, run.weight_decay, run.layer_decay))
     if run.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=run.learning_rate, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(groups, lr=run.learning_rate, fused=True)
 
 
-def parameter_groups(detector: nn.Module, weight_decay: float) -> Iterator[dict[str, Any]]:
-    """Matrices and kernels decay; biases, norms, position embeddings and relative-position tables do not."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+def parameter_groups(detector: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> Iterator[dict[str, Any]]:
+    """Matrices and kernels decay; biases, norms, position embeddings and relative-position tables do not.
+
+    The learning rate of a group is to be multiplied by its `scale`: with `layer_decay` below 1 the backbone's layers
+    learn the slower the deeper they lie under the heads.
+    """
+    scales = decay_scales(detector, layer_decay)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = parameter.ndim < 2 or "pos_embed" in name or "rel_pos" in name
-        (others if plain else decayed).append(parameter)
-    yield {"params": decayed, "weight_decay": weight_decay}
-    yield {"params": others, "weight_decay": 0.0}
+        plain = parameter.ndim < 2 or any(part in name for part in UNDECAYED)
+        groups.setdefault((scales[name], 0.0 if plain else weight_decay), []).append(parameter)
+    for (scale, decay), parameters in groups.items():
+        yield {"params": parameters, "weight_decay": decay, "scale": scale}
 
 
 def autocast_type(precision: Precision, device: torch.device) -> torch.dtype | None:

@@ -5,6 +5,7 @@ outputs/training/<name>/
 ├── metrics.jsonl            one line a log step or evaluation
 ├── results.csv              one row an evaluation
 ├── best_model.safetensors   last_model.safetensors
+├── state/                   what an exact resume needs: the newest two, each complete or absent
 ├── previews/                first_batch.jpg  validation.jpg
 └── plots/                   map.png  loss.png
 """
@@ -17,7 +18,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ import torchvision
 import yaml
 
 from boxwright.config import Run
-from boxwright.data.dataset import Dataset, Split
-from boxwright.folders import claim
+from boxwright.folders import claim, commit
 from boxwright.types import UserError
 from boxwright.version import __version__
 
@@ -40,22 +40,22 @@ def make_folder(run: Run) -> Path:
     return folder
 
 
-def check_space(folder: Path, model_bytes: int) -> None:
-    """Refuse to start where the checkpoints of the run would not fit."""
-    needed = 3 * model_bytes + 50_000_000  # best, last, one being written; and pictures
-    free = shutil.disk_usage(folder).free
+def check_space(folder: Path, model_bytes: int, copies: int) -> None:
+    """Refuse to start where the run would not fit: a state has `copies` of the model's weights or their moments."""
+    # Best and last weights, one of them being written; two states, one being written; and pictures.
+    needed = (3 + 3 * copies) * model_bytes + 50_000_000
+    free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     if free < needed:
         raise UserError(f"the disk of {folder} has {free / 1e6:.0f} MB free, this run needs {needed / 1e6:.0f} MB")
 
 
-def write_run(folder: Path, run: Run, dataset: Dataset, splits: Sequence[Split], device: torch.device) -> None:
+def write_run(folder: Path, run: Run, identity: Mapping[str, Any], device: torch.device) -> None:
     """run.yaml and env.json, in the place of what an earlier run left here: nothing can be refused any more."""
     for name in ("metrics.jsonl", "results.csv", "train.log", "best_model.safetensors", "last_model.safetensors"):
         (folder / name).unlink(missing_ok=True)
-    described = {**run.model_dump(mode="json"), "classes": list(dataset.classes)}
+    described = {**run.model_dump(mode="json"), "classes": identity["classes"]}
     write_text(folder / "run.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
-    fingerprints = {split.name: dataset.fingerprint(split) for split in splits}
-    write_text(folder / "env.json", json.dumps(environment(device, fingerprints), indent=1) + "\n")
+    write_text(folder / "env.json", json.dumps(environment(device, identity["data"]), indent=1) + "\n")
 
 
 def environment(device: torch.device, fingerprints: Mapping[str, str]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file whole: under another name, then renamed."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    commit(temporary, path)
 
 
 def append_json(path: Path, values: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ def append_json(path: Path, values: dict[str, Any]) -> None:
 
 def append_row(path: Path, values: dict[str, Any]) -> None:
     """One more row of a CSV, with a header in front of the first."""
-    new = not path.exists()
+    new = not path.exists() or not path.stat().st_size
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(values))
         if new:

@@ -29,16 +29,24 @@ class Truth:
 class Anchors(nn.Module):
     """The same boxes around every cell of a level, largest side ratio first as in torchvision.
 
-    `sizes` gives each stride its anchor sizes in pixels; every size comes in every `ratio` (height / width).
+    `sizes` gives each stride its anchor sizes in pixels; every size comes in every `ratio` (height / width). Edges are
+    `rounded` to whole pixels around the cell's corner, as torchvision's weights expect; detectron2's are not.
     """
 
-    def __init__(self, sizes: Mapping[int, Sequence[float]], ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[int, Sequence[float]],
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        *,
+        rounded: bool = True,
+    ) -> None:
         super().__init__()
         self.strides = sorted(sizes)
         counts = {len(sizes[stride]) for stride in self.strides}
         assert len(counts) == 1, "every level needs the same number of anchors"
         self.per_cell = counts.pop() * len(ratios)
-        self.cells = {stride: _cell_anchors(sizes[stride], ratios) for stride in self.strides}
+        cells = {stride: _cell_anchors(sizes[stride], ratios) for stride in self.strides}
+        self.cells = {stride: cell.round() if rounded else cell for stride, cell in cells.items()}
 
     def forward(self, maps: Maps) -> list[Tensor]:
         """One (h*w*A, 4) tensor a level, finest first, in the order of the head's outputs."""
@@ -58,7 +66,7 @@ def _cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     w_ratio = 1 / h_ratio
     ws = (w_ratio[:, None] * torch.tensor(sizes)[None, :]).flatten()
     hs = (h_ratio[:, None] * torch.tensor(sizes)[None, :]).flatten()
-    return (torch.stack([-ws, -hs, ws, hs], dim=1) / 2).round()  # (A, 4); whole pixels, as torchvision's weights expect
+    return torch.stack([-ws, -hs, ws, hs], dim=1) / 2  # (A, 4)
 
 
 def match_boxes(truth: Tensor, boxes: Tensor, high: float, low: float, *, keep_best_of_each: bool) -> Tensor:

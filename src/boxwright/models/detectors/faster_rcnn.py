@@ -2,14 +2,15 @@
 
 Ren et al., 2015 (arXiv:1506.01497), with the anchors, matching, sampling and losses of torchvision, whose state-dict
 keys and numbers it keeps: with the same weights and random numbers both give the same boxes and losses. Added to it:
-strides that are known rather than guessed from rounded sizes, and ignore regions (objects marked `difficult` neither
-attract nor repel). The background class exists in this file only: inside, 0 is background and label k is k + 1.
+strides that are known rather than guessed from rounded sizes, ignore regions (objects marked `difficult` neither
+attract nor repel), and as options what detectron2 does otherwise. The background class exists in this file only:
+inside, 0 is background and label k is k + 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,24 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from boxwright.models.detectors.base import Detector, Found, require_levels
 from boxwright.models.detectors.boxes import Anchors, Truth, decode, encode, ignore_inside, match_boxes, sample, take
-from boxwright.models.detectors.pooling import align_regions
-from boxwright.models.pyramid import Maps
+from boxwright.models.detectors.pooling import pool_regions
+from boxwright.models.pyramid import ChannelNorm, Maps
 from boxwright.types import Size
+
+
+class RegionHeads(Protocol):
+    """What makes detections of proposals."""
+
+    num_classes: int
+    strides: list[int]  # of the levels that it looks at
+
+    def losses(
+        self, maps: Maps, proposals: Sequence[Tensor], sizes: Sequence[Size], truths: Sequence[Truth]
+    ) -> dict[str, Tensor]: ...
+
+    def detect(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sequence[Size]) -> Found: ...
+
+    def work(self, maps: Maps, regions: int) -> None: ...
 
 
 class FasterRCNN(Detector):
@@ -29,7 +45,7 @@ class FasterRCNN(Detector):
     Losses: loss_classifier, loss_box_reg, loss_objectness, loss_rpn_box_reg.
     """
 
-    def __init__(self, backbone: nn.Module, rpn: RegionProposals, roi_heads: BoxHeads) -> None:
+    def __init__(self, backbone: nn.Module, rpn: RegionProposals, roi_heads: RegionHeads) -> None:
         super().__init__(backbone)
         require_levels(backbone, rpn.anchors.strides, rpn.head.channels, "the region proposal network")
         require_levels(backbone, roi_heads.strides, rpn.head.channels, "the box head")
@@ -39,7 +55,7 @@ class FasterRCNN(Detector):
 
     def losses_of(self, maps: Maps, sizes: Sequence[Size], truths: Sequence[Truth]) -> dict[str, Tensor]:
         proposals, rpn_losses = self.rpn.losses(maps, sizes, truths)
-        return {**self.roi_heads.losses(maps, proposals, truths), **rpn_losses}
+        return {**self.roi_heads.losses(maps, proposals, sizes, truths), **rpn_losses}
 
     def detect(self, maps: Maps, sizes: Sequence[Size]) -> Found:
         return self.roi_heads.detect(maps, self.rpn.propose(maps, sizes), sizes)
@@ -88,9 +104,12 @@ class RegionProposals(nn.Module):
         negative_overlap: float = 0.3,
         samples: int = 256,
         positive_fraction: float = 0.5,
+        beta: float = 1 / 9,  # where the regression's loss turns from square to straight; 0 is plain L1
+        score_threshold: float = 0.0,
     ) -> None:
         super().__init__()
         self.head = head
+        self.score_threshold = score_threshold
         self.anchors = anchors
         self.keep_before_nms = keep_before_nms
         self.keep_after_nms = keep_after_nms
@@ -99,6 +118,7 @@ class RegionProposals(nn.Module):
         self.negative_overlap = negative_overlap
         self.samples = samples
         self.positive_fraction = positive_fraction
+        self.beta = beta
 
     def propose(self, maps: Maps, sizes: Sequence[Size]) -> list[Tensor]:
         """For each picture its proposals (P, 4), best first."""
@@ -125,7 +145,7 @@ class RegionProposals(nn.Module):
             delta_targets.append(encode(matched[positive], everywhere[positive], (1, 1, 1, 1)))
         count = max(sum(len(t) for t in targets), 1)
         objectness = F.binary_cross_entropy_with_logits(torch.cat(of_logits), torch.cat(targets), reduction="sum")
-        regression = F.smooth_l1_loss(torch.cat(of_deltas), torch.cat(delta_targets), beta=1 / 9, reduction="sum")
+        regression = F.smooth_l1_loss(torch.cat(of_deltas), torch.cat(delta_targets), beta=self.beta, reduction="sum")
         return proposals, {"loss_objectness": objectness / count, "loss_rpn_box_reg": regression / count}
 
     def work(self, maps: Maps) -> None:
@@ -165,6 +185,7 @@ class RegionProposals(nn.Module):
         ):
             box = clip_boxes_to_image(box, size)
             kept = remove_small_boxes(box, 1e-3)
+            kept = kept[score[kept] >= self.score_threshold]
             box, score, level = box[kept], score[kept], level[kept]
             kept = batched_nms(box, score, level, self.nms_threshold)[: self.keep_after_nms[mode]]
             chosen.append(box[kept])
@@ -185,11 +206,24 @@ class TwoLayerHead(nn.Module):
 
 
 class ConvHead(nn.Sequential):
-    """Four 3x3 convolutions with BatchNorm and one linear layer, as torchvision's `fasterrcnn_resnet50_fpn_v2`."""
+    """3x3 convolutions and one linear layer: (R, C, P, P) → (R, width).
 
-    def __init__(self, channels: int, pool: int = 7, width: int = 1024, convs: int = 4) -> None:
+    With BatchNorm it is that of torchvision's `fasterrcnn_resnet50_fpn_v2`, with LayerNorm over channels ViTDet's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        pool: int = 7,
+        width: int = 1024,
+        convs: int = 4,
+        norm: Literal["batch", "layer"] = "batch",
+    ) -> None:
+        def normed() -> nn.Module:
+            return nn.BatchNorm2d(channels) if norm == "batch" else ChannelNorm(channels, eps=1e-6)
+
         blocks = [
-            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), normed(), nn.ReLU())
             for _ in range(convs)
         ]
         super().__init__(*blocks, nn.Flatten(), nn.Linear(channels * pool * pool, width), nn.ReLU())
@@ -200,19 +234,40 @@ class ConvHead(nn.Sequential):
 
 
 class BoxPredictor(nn.Module):
-    """(R, width) → class logits (R, K+1) and, for each class, box deltas (R, (K+1)*4)."""
+    """(R, width) → class logits (R, K+1) and box deltas, for each class (R, K+1, 4) or for all (R, 1, 4).
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    `small_start` draws weights so small that at first every class is as likely as any other and no box moves
+    (Girshick, 2015, arXiv:1504.08083).
+    """
+
+    def __init__(
+        self, width: int, num_classes: int, *, class_agnostic: bool = False, small_start: bool = False
+    ) -> None:
         super().__init__()
         self.cls_score = nn.Linear(width, num_classes + 1)
-        self.bbox_pred = nn.Linear(width, (num_classes + 1) * 4)
+        self.bbox_pred = nn.Linear(width, 4 if class_agnostic else (num_classes + 1) * 4)
+        if small_start:
+            for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+                nn.init.normal_(layer.weight, std=std)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cls_score(features).float(), self.bbox_pred(features).float()
+        return self.cls_score(features).float(), self.bbox_pred(features).float().unflatten(1, (-1, 4))
+
+
+class Regions(NamedTuple):
+    """Boxes to learn from, R in all, and what each should become."""
+
+    boxes: list[Tensor]  # of each picture (N, 4)
+    labels: Tensor  # (R,): 0 background, class k + 1, -1 neither
+    meant: Tensor  # (R, 4): the object's box, anything where there is none
 
 
 class BoxHeads(nn.Module):
-    """Pools each proposal from the level of its size, classifies it and refines its box once for each class."""
+    """Pools each proposal from the level of its size, classifies it and refines its box once for each class.
+
+    `class_agnostic` refines it once for all. `aligned` and `points` are RoIAlign's (see `align_regions`).
+    """
 
     def __init__(
         self,
@@ -221,6 +276,12 @@ class BoxHeads(nn.Module):
         num_classes: int,
         strides: Sequence[int],
         pool: int = 7,
+        points: int = 2,
+        aligned: bool = False,
+        class_agnostic: bool = False,
+        small_start: bool = False,
+        box_weights: Sequence[float] = (10, 10, 5, 5),
+        beta: float = 1 / 9,  # where the regression's loss turns from square to straight; 0 is plain L1
         foreground_overlap: float = 0.5,
         samples: int = 512,
         positive_fraction: float = 0.25,
@@ -230,10 +291,17 @@ class BoxHeads(nn.Module):
     ) -> None:
         super().__init__()
         self.box_head = box_head
-        self.box_predictor = BoxPredictor(box_head.width, num_classes)
+        self.box_predictor = BoxPredictor(
+            box_head.width, num_classes, class_agnostic=class_agnostic, small_start=small_start
+        )
         self.num_classes = num_classes
         self.strides = sorted(strides)
         self.pool = pool
+        self.points = points
+        self.aligned = aligned
+        self.class_agnostic = class_agnostic
+        self.box_weights = box_weights
+        self.beta = beta
         self.foreground_overlap = foreground_overlap
         self.samples = samples
         self.positive_fraction = positive_fraction
@@ -241,83 +309,86 @@ class BoxHeads(nn.Module):
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
 
-    def losses(self, maps: Maps, proposals: Sequence[Tensor], truths: Sequence[Truth]) -> dict[str, Tensor]:
-        chosen, labels, targets = [], [], []
-        with torch.no_grad():
-            matches = [self._match(p, t) for p, t in zip(proposals, truths, strict=True)]
-            for candidates, label, matched in matches:
-                # In the candidates' own order, positives and negatives mixed, as torchvision's sampler returns them.
-                picked = torch.cat(sample(label, self.samples, self.positive_fraction)).sort().values
-                chosen.append(candidates[picked])
-                labels.append(label[picked])
-                targets.append(encode(matched[picked], candidates[picked], (10, 10, 5, 5)))
-        logits, deltas = self._classify(maps, chosen)
-        label, target = torch.cat(labels), torch.cat(targets)  # (R,), (R, 4)
-        positive = torch.where(label > 0)[0]
-        own = deltas.reshape(len(label), -1, 4)[positive, label[positive]]  # (P, 4): the deltas of its own class
-        count = max(len(label), 1)
-        return {
-            "loss_classifier": F.cross_entropy(logits, label, reduction="sum") / count,
-            "loss_box_reg": F.smooth_l1_loss(own, target[positive], beta=1 / 9, reduction="sum") / count,
-        }
+    def losses(
+        self, maps: Maps, proposals: Sequence[Tensor], sizes: Sequence[Size], truths: Sequence[Truth]
+    ) -> dict[str, Tensor]:
+        regions = self.sample(proposals, truths)
+        return self.compare(*self.classify(maps, regions.boxes), regions)
 
     def detect(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sequence[Size]) -> Found:
         """For each picture boxes (N, 4), scores (N,) and labels (N,) from 0, best first."""
-        logits, deltas = self._classify(maps, proposals)
-        boxes = decode(deltas.reshape(len(logits), -1, 4), torch.cat(list(proposals))[:, None], (10, 10, 5, 5))
-        counts = [len(p) for p in proposals]
-        scores = logits.softmax(-1)  # (R, K+1)
-        return [
-            self._best(box[:, 1:], score[:, 1:], size)
-            for box, score, size in zip(boxes.split(counts), scores.split(counts), sizes, strict=True)
-        ]
+        logits, deltas = self.classify(maps, proposals)
+        return self.select(self.refine(deltas, proposals), logits.softmax(-1), sizes)
 
     def work(self, maps: Maps, regions: int) -> None:
         """The layers over so many regions, for counting."""
         level = maps[self.strides[0]]
         self.box_predictor(self.box_head(level.new_zeros(regions, level.shape[1], self.pool, self.pool)))
 
+    @torch.no_grad()
+    def sample(self, proposals: Sequence[Tensor], truths: Sequence[Truth]) -> Regions:
+        """A balanced choice of the proposals and the objects themselves."""
+        boxes, labels, meant = [], [], []
+        for proposal, truth in zip(proposals, truths, strict=True):
+            candidates = torch.cat([proposal, truth.boxes])
+            label, matched = self._match(candidates, truth)
+            # In the candidates' own order, positives and negatives mixed, as torchvision's sampler returns them.
+            picked = torch.cat(sample(label, self.samples, self.positive_fraction)).sort().values
+            boxes.append(candidates[picked])
+            labels.append(label[picked])
+            meant.append(matched[picked])
+        return Regions(boxes, torch.cat(labels), torch.cat(meant))
+
+    @torch.no_grad()
+    def match(self, boxes: Sequence[Tensor], truths: Sequence[Truth]) -> Regions:
+        """All of `boxes` and what each should become."""
+        labels, meant = zip(*map(self._match, boxes, truths), strict=True)
+        return Regions(list(boxes), torch.cat(labels), torch.cat(meant))
+
+    def classify(self, maps: Maps, boxes: Sequence[Tensor], *, gradient: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Class logits (R, K+1) and deltas (R, K+1 or 1, 4); `gradient` of the gradient reaches the maps."""
+        regions = pool_regions(maps, boxes, self.strides, self.pool, points=self.points, aligned=self.aligned)
+        if gradient != 1 and regions.requires_grad:
+            regions.register_hook(lambda of_regions: of_regions * gradient)
+        return self.box_predictor(self.box_head(regions))
+
+    def compare(self, logits: Tensor, deltas: Tensor, regions: Regions) -> dict[str, Tensor]:
+        """The losses of `classify`'s answer, for a region on average."""
+        label = regions.labels
+        positive = torch.where(label > 0)[0]
+        own = deltas[positive, 0 if self.class_agnostic else label[positive]]  # (P, 4)
+        target = encode(regions.meant[positive], torch.cat(regions.boxes)[positive], self.box_weights)
+        count = (label >= 0).sum().clamp(min=1)
+        return {
+            "loss_classifier": F.cross_entropy(logits, label, ignore_index=-1, reduction="sum") / count,
+            "loss_box_reg": F.smooth_l1_loss(own, target, beta=self.beta, reduction="sum") / count,
+        }
+
+    def refine(self, deltas: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
+        """For each picture the boxes that its regions become, (N, K+1 or 1, 4)."""
+        refined = decode(deltas, torch.cat(list(boxes))[:, None], self.box_weights)
+        return list(refined.split([len(b) for b in boxes]))
+
+    def select(self, boxes: Sequence[Tensor], scores: Tensor, sizes: Sequence[Size]) -> Found:
+        """The best detections of each picture, of its boxes (N, K+1 or 1, 4) and all pictures' scores (R, K+1)."""
+        per_picture = scores.split([len(b) for b in boxes])
+        return [self._best(*picture) for picture in zip(boxes, per_picture, sizes, strict=True)]
+
     def _best(self, boxes: Tensor, scores: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
-        labels = torch.arange(self.num_classes, device=scores.device).expand_as(scores)
+        K = self.num_classes
+        boxes = boxes.expand(-1, K, -1) if self.class_agnostic else boxes[:, 1:]
         boxes = clip_boxes_to_image(boxes, size).reshape(-1, 4)
-        scores, labels = scores.flatten(), labels.flatten()
+        labels = torch.arange(K, device=scores.device).expand(len(scores), -1).flatten()
+        scores = scores[:, 1:].flatten()
         kept = torch.where(scores > self.score_threshold)[0]
         kept = kept[remove_small_boxes(boxes[kept], 1e-2)]
         kept = kept[batched_nms(boxes[kept], scores[kept], labels[kept], self.nms_threshold)]
         kept = kept[: self.detections_per_image]
         return boxes[kept], scores[kept], labels[kept]
 
-    def _match(self, proposals: Tensor, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidates (R, 4), the objects among them; their labels, -1 for neither; the boxes meant, (R, 4)."""
-        candidates = torch.cat([proposals, truth.boxes])
+    def _match(self, boxes: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
+        """For each box its label, -1 for neither, and the object's box: (R,) and (R, 4)."""
         overlap = self.foreground_overlap
-        match = match_boxes(truth.boxes, candidates, overlap, overlap, keep_best_of_each=False)
+        match = match_boxes(truth.boxes, boxes, overlap, overlap, keep_best_of_each=False)
         labels = torch.where(match >= 0, take(truth.labels, match) + 1, 0)
-        return (
-            candidates,
-            ignore_inside(labels, candidates, truth.ignored, overlap),
-            take(truth.boxes, match),
-        )
-
-    def _classify(self, maps: Maps, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        regions = pool_regions(maps, boxes, self.strides, self.pool)  # (R, C, P, P)
-        return self.box_predictor(self.box_head(regions))
-
-
-def pool_regions(maps: Maps, boxes: Sequence[Tensor], strides: Sequence[int], pool: int) -> Tensor:
-    """Each box's features from the level of its size: (R, C, pool, pool), R boxes of all pictures in order.
-
-    A box of 224 x 224 px is pooled from stride 16, one of half the side from stride 8, and so on (FPN, equation 1).
-    """
-    image = torch.cat([torch.full((len(b), 1), i, dtype=b.dtype, device=b.device) for i, b in enumerate(boxes)])
-    regions = torch.cat([image, torch.cat(list(boxes))], dim=1)  # (R, 5)
-    sides = ((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])).sqrt()
-    lowest, highest = strides[0].bit_length() - 1, strides[-1].bit_length() - 1
-    level = (4 + (sides / 224).log2() + 1e-6).floor().clamp(lowest, highest)
-    pooled, order = [], []
-    for stride in strides:
-        here = torch.where(level == stride.bit_length() - 1)[0]
-        pooled.append(align_regions(maps[stride], regions[here], pool, stride))
-        order.append(here)
-    features = torch.cat(pooled)
-    return torch.empty_like(features).index_copy(0, torch.cat(order), features)
+        return ignore_inside(labels, boxes, truth.ignored, overlap), take(truth.boxes, match)
