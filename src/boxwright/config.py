@@ -74,6 +74,9 @@ class Run(BaseModel):
 
     # Optimisation
     batch: int = Field(4, ge=1, description="Pictures in a step.")
+    micro_batch: int | None = Field(
+        None, ge=1, description="Pictures at once; a step adds up as many as --batch says. Less memory, same training."
+    )
     lr: float | None = Field(None, gt=0, le=10, description="Learning rate; 0.001 for SGD, 0.0001 for AdamW.")
     optimizer: Optimizer = Field("sgd", description="SGD with Nesterov momentum 0.9, or AdamW.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decay of weights; biases, norms and positions have none.")

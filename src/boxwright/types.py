@@ -16,6 +16,7 @@ and detections into `Scores`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,6 +86,7 @@ class Sample:
     boxes: Float32  # (N, 4) canvas pixels
     labels: Int64  # (N,)
     difficult: Bool  # (N,)
+    seed: int = 0  # of what is random about this picture in the network
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,21 @@ class Batch:
     boxes: tuple[Tensor, ...]  # B of (N, 4) float32
     labels: tuple[Tensor, ...]  # B of (N,) int64
     difficult: tuple[Tensor, ...]  # B of (N,) bool
+    seeds: tuple[int, ...] = ()  # B, or none: then the network draws from PyTorch's global generator
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The same pictures in batches of at most `size`."""
+        for start in range(0, len(self), size):
+            here = slice(start, start + size)
+            yield Batch(
+                self.ids[here],
+                self.images[here],
+                self.sizes[here],
+                self.boxes[here],
+                self.labels[here],
+                self.difficult[here],
+                self.seeds[here],
+            )
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -266,7 +266,7 @@ def _where(entry: registry.Entry) -> str:
 
 
 # What may change when a run goes on: where and how it is computed, not what.
-MAY_CHANGE = ("device", "workers", "eval_batch", "save_minutes")
+MAY_CHANGE = ("device", "workers", "micro_batch", "eval_batch", "save_minutes")
 
 
 def resumed(run: Run) -> Run:

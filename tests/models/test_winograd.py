@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from boxwright.models import winograd as module
-from boxwright.models.winograd import FEWEST_CHANNELS, Conv3x3, convolve, kernel_matrices
+from boxwright.models.winograd import FEWEST_CHANNELS, Conv, convolve, kernel_matrices
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,12 +52,12 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     return calls
 
 
-def large(**options: bool) -> tuple[Conv3x3, Tensor]:
+def large(**options: bool) -> tuple[Conv, Tensor]:
     torch.manual_seed(0)
-    return Conv3x3(FEWEST_CHANNELS, FEWEST_CHANNELS, **options), torch.randn(2, FEWEST_CHANNELS, 20, 24)
+    return Conv(FEWEST_CHANNELS, FEWEST_CHANNELS, 3, **options), torch.randn(2, FEWEST_CHANNELS, 20, 24)
 
 
-def direct(net: Conv3x3, x: Tensor) -> Tensor:
+def direct(net: Conv, x: Tensor) -> Tensor:
     return F.conv2d(x, net.weight, net.bias, padding=1)
 
 
@@ -82,8 +82,8 @@ def test_taken_in_prediction_only(bias: bool, taken: list[torch.Size]) -> None:
 
 def test_small_convolutions_stay_direct(taken: list[torch.Size]) -> None:
     with torch.no_grad():
-        Conv3x3(16, FEWEST_CHANNELS).eval()(torch.randn(1, 16, 40, 40))
-        Conv3x3(FEWEST_CHANNELS, 16).eval()(torch.randn(1, FEWEST_CHANNELS, 40, 40))
+        Conv(16, FEWEST_CHANNELS, 3).eval()(torch.randn(1, 16, 40, 40))
+        Conv(FEWEST_CHANNELS, 16, 3).eval()(torch.randn(1, FEWEST_CHANNELS, 40, 40))
     assert not taken
 
 

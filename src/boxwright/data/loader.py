@@ -10,7 +10,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import cv2
@@ -58,7 +58,8 @@ class Samples(Dataset[Sample]):
                     "another is used instead" if self.training else "its objects count as missed",
                 )
                 continue
-            return make_sample(image, record, self.fit, self.augmentations, rng)
+            sample = make_sample(image, record, self.fit, self.augmentations, rng)
+            return replace(sample, seed=int(rng.integers(2**62)))
         if self.training:
             raise UserError(
                 f"{self.records[index].image} and the pictures after it cannot be read. Is the folder there?"
@@ -134,6 +135,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         boxes=tuple(torch.from_numpy(np.ascontiguousarray(s.boxes, np.float32)) for s in samples),
         labels=tuple(torch.from_numpy(np.ascontiguousarray(s.labels)) for s in samples),
         difficult=tuple(torch.from_numpy(np.ascontiguousarray(s.difficult)) for s in samples),
+        seeds=tuple(s.seed for s in samples),
     )
 
 

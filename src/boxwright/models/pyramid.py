@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from boxwright.models.winograd import Conv
 from boxwright.registry import nearest, register
 from boxwright.types import UserError
 
@@ -242,11 +243,11 @@ class ChannelNorm(nn.LayerNorm):
         return normed.permute(0, 3, 1, 2)  # channels last in memory, which convolutions like
 
 
-class NormedConv(nn.Conv2d):
+class NormedConv(Conv):
     """A convolution without bias, then LayerNorm over channels; keys `weight` and `norm.*` as in detectron2."""
 
     def __init__(self, source: int, target: int, kernel: int) -> None:
-        super().__init__(source, target, kernel, padding=kernel // 2, bias=False)
+        super().__init__(source, target, kernel, bias=False)
         self.norm = ChannelNorm(target, eps=1e-6)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
@@ -263,7 +264,10 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def _convolution(source: int, target: int, kernel: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    layer = nn.Conv2d(source, target, kernel, stride=stride, padding=kernel // 2, bias=bias)
+    if stride == 1:
+        layer = Conv(source, target, kernel, bias=bias)
+    else:
+        layer = nn.Conv2d(source, target, kernel, stride=stride, padding=kernel // 2, bias=bias)
     nn.init.kaiming_uniform_(layer.weight, a=1)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

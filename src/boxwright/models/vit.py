@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from boxwright.models import chance
 from boxwright.models.attention import Attention, Form, line_matrix, weighted
 from boxwright.models.kept import Remembering
 
@@ -109,7 +110,7 @@ class ViT(Remembering):
         if not self.training or self.drop_path == 0:
             return [None] * depth
         kept = torch.linspace(1, 1 - self.drop_path * (depth > 1), depth, device=x.device)[:, None, None]
-        return (torch.bernoulli(kept.expand(depth, 2, len(x))) / kept).unbind(0)
+        return ((chance.uniform((depth, 2), len(x), x.device) < kept) / kept).unbind(0)
 
 
 class PatchEmbed(nn.Module):

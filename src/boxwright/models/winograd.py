@@ -33,11 +33,11 @@ TO_TILES = torch.kron(INPUT, INPUT).float()  # (36, 36)
 FROM_TILES = torch.kron(OUTPUT, OUTPUT).float()  # (16, 36)
 
 
-class Conv3x3(Remembering, nn.Conv2d):
-    """A 3x3 convolution of stride 1 that keeps the size; a drop-in for nn.Conv2d, with its keys and its training."""
+class Conv(Remembering, nn.Conv2d):
+    """A convolution that keeps the size, 3x3 ones in this way where it pays; keys and training are nn.Conv2d's."""
 
-    def __init__(self, source: int, target: int, *, bias: bool = True) -> None:
-        super().__init__(source, target, kernel_size=3, padding=1, bias=bias)
+    def __init__(self, source: int, target: int, kernel: int, *, bias: bool = True) -> None:
+        super().__init__(source, target, kernel_size=kernel, padding=kernel // 2, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._pays(input):
@@ -46,7 +46,7 @@ class Conv3x3(Remembering, nn.Conv2d):
 
     def _pays(self, x: Tensor) -> bool:
         """Whether this is prediction in float32 on a CPU, of something large enough."""
-        if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        if self.kernel_size != (3, 3) or self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return False
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return False

@@ -154,12 +154,16 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
             rate = run.learning_rate_at(step, steps_per_epoch, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
-            torch.manual_seed(step_seed(run.seed, step))  # sampling and drop path are functions of the step
+            torch.manual_seed(step_seed(run.seed, step))  # for what does not draw from the pictures' own seeds
             detector.train()
-            with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-                losses = detector.losses(batch.to(device))
-            loss = torch.stack(list(losses.values())).sum()
-            scaler.scale(loss).backward()
+            losses: dict[str, Tensor] = {}
+            for part in batch.parts(run.micro_batch or len(batch)):
+                with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+                    found = detector.losses(part.to(device))
+                share = len(part) / len(batch)  # losses are means over pictures
+                scaler.scale(torch.stack(list(found.values())).sum() * share).backward()
+                for name, loss in found.items():
+                    losses[name] = losses.get(name, 0) + loss.detach() * share
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(detector.parameters(), run.clip)
             check_finite(losses, norm, batch, step, may_overflow=scaler.is_enabled())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from boxwright.models import chance
 from boxwright.models.pyramid import Maps
 from boxwright.types import UserError
 
@@ -142,7 +143,7 @@ class ViTDetForm(Body):
         """Stochastic depth (Huang et al., 2016): what the block adds to a picture is left out, or scaled up."""
         if not self.training or rate == 0:
             return after
-        kept = before.new_empty(len(before), 1, 1).bernoulli_(1 - rate)
+        kept = (chance.uniform((), len(before), before.device) < 1 - rate).to(before.dtype)[:, None, None]
         return before + (after - before) * kept / (1 - rate)
 
 

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from boxwright.models import chance
 from boxwright.models.detectors.boxes import Truth
 from boxwright.models.pyramid import Maps
 from boxwright.types import Batch, Detections, Size, UserError
@@ -47,12 +48,15 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses of a batch, to be added up."""
-        truths = [
-            Truth(boxes[~ignored], labels[~ignored], boxes[ignored])
-            for boxes, labels, ignored in zip(batch.boxes, batch.labels, batch.difficult, strict=True)
-        ]
-        return self.losses_of(self.backbone(self.normalise(batch)), batch.sizes, truths)
+        """Named scalar losses of a batch, to be added up: means over its pictures."""
+        with chance.of_pictures(batch.seeds, batch.images.device) as generators:
+            truths = [
+                Truth(boxes[~ignored], labels[~ignored], boxes[ignored], generator)
+                for boxes, labels, ignored, generator in zip(
+                    batch.boxes, batch.labels, batch.difficult, generators or [None] * len(batch), strict=True
+                )
+            ]
+            return self.losses_of(self.backbone(self.normalise(batch)), batch.sizes, truths)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Detections]:

@@ -20,10 +20,15 @@ FPN_ANCHORS = {4: [32.0], 8: [64.0], 16: [128.0], 32: [256.0], 64: [512.0]}  # s
 
 
 class Truth:
-    """What is in one picture: boxes (N, 4), labels (N,) from 0, and regions (M, 4) that count as nothing."""
+    """What is in one picture: boxes (N, 4), labels (N,) from 0, and regions (M, 4) that count as nothing.
 
-    def __init__(self, boxes: Tensor, labels: Tensor, ignored: Tensor) -> None:
-        self.boxes, self.labels, self.ignored = boxes, labels, ignored
+    `generator` is what is drawn from for this picture, PyTorch's global one if None.
+    """
+
+    def __init__(
+        self, boxes: Tensor, labels: Tensor, ignored: Tensor, generator: torch.Generator | None = None
+    ) -> None:
+        self.boxes, self.labels, self.ignored, self.generator = boxes, labels, ignored, generator
 
 
 class Anchors(nn.Module):
@@ -94,16 +99,26 @@ def ignore_inside(labels: Tensor, boxes: Tensor, regions: Tensor, overlap: float
     return torch.where((labels == 0) & touched, -1, labels)
 
 
-def sample(labels: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
+def sample(
+    labels: Tensor, count: int, positive_fraction: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Random indices of at most `count * positive_fraction` positives, and negatives to make up `count`."""
     positive = torch.where(labels >= 1)[0]
     negative = torch.where(labels == 0)[0]
     positives = min(len(positive), int(count * positive_fraction))
     negatives = min(len(negative), count - positives)
     # One draw each, of the whole length, so that the same generator gives the samples that torchvision would take.
-    chosen = torch.randperm(len(positive), device=labels.device)[:positives]
-    rejected = torch.randperm(len(negative), device=labels.device)[:negatives]
+    chosen = torch.randperm(len(positive), generator=generator, device=labels.device)[:positives]
+    rejected = torch.randperm(len(negative), generator=generator, device=labels.device)[:negatives]
     return positive[chosen], negative[rejected]
+
+
+def shares(counts: Sequence[int] | Tensor) -> Tensor:
+    """What each sample of a picture counts, so that a sum over samples is a mean over pictures of their means: (B,).
+
+    Pictures count the same however many samples they have: the losses of a batch are those of its parts, averaged.
+    """
+    return 1 / (torch.as_tensor(counts).clamp(min=1) * len(counts))
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:

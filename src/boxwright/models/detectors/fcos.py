@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from boxwright.models.detectors.boxes import Truth, take
+from boxwright.models.detectors.boxes import Truth, shares, take
 from boxwright.models.detectors.dense import Branch, DenseDetector, Level, classification_branch
 from boxwright.models.pyramid import Maps, group_norm
+from boxwright.models.winograd import Conv
 from boxwright.types import Size
 
 REACH = (4, 8)  # strides from a cell to the farthest edge of its object; the first and last level have no such bound
@@ -27,8 +28,8 @@ REACH = (4, 8)  # strides from a cell to the farthest edge of its object; the fi
 class FCOS(DenseDetector):
     """Backbone → class scores, edges and centre-ness of every cell.
 
-    Losses: loss_classifier (focal), loss_box_reg (GIoU), loss_centerness (cross-entropy), each its sum over the batch
-    by the number of cells that belong to an object.
+    Losses: loss_classifier (focal), loss_box_reg (GIoU), loss_centerness (cross-entropy), each its sum by
+    the number of cells that belong to an object, picture by picture as in RetinaNet.
     """
 
     def __init__(
@@ -63,15 +64,15 @@ class FCOS(DenseDetector):
         wanted[positive, labels[positive] - 1] = 1
         cells = cells.expand(len(truths), -1, -1)[positive]  # (P, 3)
         boxes = boxes[positive]
-        losses = {
-            "loss_classifier": sigmoid_focal_loss(logits[counted], wanted[counted], reduction="sum"),
-            "loss_box_reg": generalized_box_iou_loss(self.decode(edges[positive], cells), boxes, reduction="sum"),
-            "loss_centerness": F.binary_cross_entropy_with_logits(
-                centerness[positive], _centerness(cells, boxes), reduction="sum"
-            ),
+        share = shares(positive.sum(dim=1))[:, None].expand_as(labels)  # (B, N): of its picture
+        classification = sigmoid_focal_loss(logits[counted], wanted[counted]).sum(-1)
+        regression = generalized_box_iou_loss(self.decode(edges[positive], cells), boxes)
+        centre = F.binary_cross_entropy_with_logits(centerness[positive], _centerness(cells, boxes), reduction="none")
+        return {
+            "loss_classifier": (classification * share[counted]).sum(),
+            "loss_box_reg": (regression * share[positive]).sum(),
+            "loss_centerness": (centre * share[positive]).sum(),
         }
-        count = max(len(boxes), 1)
-        return {name: loss / count for name, loss in losses.items()}
 
     def score(self, maps: Maps) -> list[Level]:
         levels: list[Level] = []
@@ -143,7 +144,7 @@ class FCOSHead(nn.Module):
 def _tower(channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(4):
-        layers += [nn.Conv2d(channels, channels, kernel_size=3, padding=1), group_norm(channels), nn.ReLU(inplace=True)]
+        layers += [Conv(channels, channels, 3), group_norm(channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

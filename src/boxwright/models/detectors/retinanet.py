@@ -20,6 +20,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from boxwright.models.detectors.boxes import Anchors, Truth, decode, encode, ignore_inside, match_boxes, take
 from boxwright.models.detectors.dense import Branch, DenseDetector, Level, classification_branch
 from boxwright.models.pyramid import Maps
+from boxwright.models.winograd import Conv
 from boxwright.types import Size
 
 WEIGHTS = (1, 1, 1, 1)  # of box deltas
@@ -126,7 +127,7 @@ class RetinaNetHead(nn.Module):
 
 def _tower(channels: int, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
     def block() -> nn.Sequential:
-        convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=norm is None)
+        convolution = Conv(channels, channels, 3, bias=norm is None)
         return nn.Sequential(convolution, *([norm(channels)] if norm else []), nn.ReLU(inplace=True))
 
     return nn.Sequential(*(block() for _ in range(4)))
