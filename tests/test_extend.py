@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import boxwright
@@ -94,7 +95,7 @@ def test_what_is_wrong_with_a_plugin_is_told(tmp_path: Path) -> None:
     assert "does not run: ModuleNotFoundError: No module named 'nowhere'" in refusal(lambda: build_backbone("part"))
     registry.use_plugin(plugin("from boxwright import register\n" + line.format("part", "return 1")))
     os.utime(tmp_path / "part.py")
-    assert "is no backbone" in refusal(lambda: build_backbone("part"))
+    assert "part built a int, no nn.Module" in refusal(lambda: build_backbone("part"))
 
 
 def test_a_module_from_python_needs_no_name() -> None:
@@ -102,6 +103,59 @@ def test_a_module_from_python_needs_no_name() -> None:
     body = registry.build("my_backbone", kind="backbone", width=8)
     detector = boxwright.build_detector("fasterrcnn", num_classes=2, backbone=body)
     assert detector.backbone.body is body
+
+
+BROKEN = {
+    "another stride": ("return {4: x, 8: x}", "gives maps {4: (1, 3, 4, 6), 8: (1, 3, 4, 6)} of a picture of 16 x 24"),
+    "no maps": ("return x", "does not run on a picture of 16 x 24"),
+    "raises": ("raise KeyError('x')", "does not run on a picture of 16 x 24: 'x'"),
+    "detached": ("return {4: x.detach(), 8: F.avg_pool2d(x, 2).detach()}", "would never learn"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_backbone_that_breaks_its_contract_is_refused_before_training(case: str, drawn: Path, tmp_path: Path) -> None:
+    body, told = BROKEN[case]
+    (tmp_path / "part.py").write_text(
+        "import torch.nn.functional as F\nfrom torch import nn\nfrom boxwright import register\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.channels = {4: 3, 8: 3}\n"
+        "        self.layer = nn.Conv2d(3, 3, 4, stride=4)\n\n"
+        f"    def forward(self, images):\n        x = self.layer(images)\n        {body}\n\n"
+        '@register("part", kind="backbone")\ndef part():\n    return Net()\n',
+        "utf-8",
+    )
+    options = {"plugin": (tmp_path / "part.py",), "backbone": "part", "data": str(drawn), "imgsz": 64, "device": "cpu"}
+    message = refusal(lambda: boxwright.train(**options, project_dir=tmp_path / "runs", quiet=True))
+    assert told in message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@register()\ndef part(): ...",
+        "@register(5)\ndef part(): ...",
+        '@register("part", kind="banana")\ndef part(): ...',
+        '@register("part", kind=["backbone"])\ndef part(): ...',
+        "@register(str(5))\ndef part(): ...",
+        '@register("a b")\ndef part(): ...',
+        '@register("part")\ndef one(): ...\n@register("part")\ndef two(): ...',
+        "\0",
+        "x = " + "-" * 100_000 + "1",
+    ],
+)
+def test_a_registration_that_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "part.py").write_text(text, "utf-8")
+    assert refusal(lambda: registry.use_plugin(tmp_path / "part.py"))
+
+
+@pytest.mark.parametrize("line", ["import sys; sys.exit(0)", "1 / 0", "raise MemoryError", "del part"])
+def test_a_plugin_that_ends_badly_ends_in_one_line(line: str, tmp_path: Path) -> None:
+    text = 'from boxwright import register\n@register("part", kind="backbone")\ndef part():\n    return 1\n'
+    (tmp_path / f"part{len(line)}.py").write_text(text + line + "\n", "utf-8")
+    registry.use_plugin(tmp_path / f"part{len(line)}.py")
+    assert refusal(lambda: build_backbone("part"))
 
 
 # What does not fit together is refused with the reason
@@ -113,7 +167,8 @@ class Odd(nn.Module):
         self.channels = channels
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        raise NotImplementedError
+        assert isinstance(self.channels, dict)
+        return {s: F.avg_pool2d(images[:, :1], s).expand(-1, c, -1, -1) for s, c in self.channels.items()}
 
 
 @pytest.mark.parametrize("channels", [None, {}, [4, 8]])

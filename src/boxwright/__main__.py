@@ -26,6 +26,13 @@ SHORT = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit codes are those of docs/guides/command-line.md."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # its own words on a damaged picture; ours name the file
     from cyclopts import CycloptsError
 
@@ -43,8 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code  # the journal has said it
     except BoxwrightError as error:
         return _fail(error.exit_code, str(error), error)
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # whoever read standard output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0

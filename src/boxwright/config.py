@@ -21,6 +21,8 @@ Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 SMALLEST, LARGEST = 32, 4096  # pixels a side
+# What may change when a run goes on: where and how it is computed, not what.
+MAY_CHANGE = ("device", "workers", "micro_batch", "eval_batch", "save_minutes")
 
 
 class Run(BaseModel):
@@ -32,7 +34,9 @@ class Run(BaseModel):
     data: str = Field("", description="Data YAML, VOCdevkit folder, or folder with train/ and valid/.")
     model: str = Field("fasterrcnn_resnet50_fpn_v2", description="Name of the detector; `boxwright models` lists them.")
     backbone: str | None = Field(
-        None, description="Join this backbone to the model: timm:NAME, torchvision:NAME or a registered name."
+        None,
+        min_length=1,
+        description="Backbone under the model: timm:NAME, torchvision:NAME or a registered name.",
     )
     pyramid: str | None = Field(None, description="Pyramid between them: fpn, simple; by default what fits.")
     option: tuple[str, ...] = Field((), description="Option of the model's builder, NAME=VALUE; may be repeated.")
@@ -99,7 +103,7 @@ class Run(BaseModel):
     workers: int | None = Field(
         None, ge=0, description="Processes that read pictures; by default chosen by the device."
     )
-    seed: int = Field(0, ge=0, description="Of initial weights, order, augmentation and sampling.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of initial weights, order, augmentation and sampling.")
 
     save_minutes: float = Field(10.0, ge=0, description="Save what a resume needs every so many minutes.")
 
@@ -135,7 +139,15 @@ class Run(BaseModel):
             )
         odd = [text for text in self.option if not text.partition("=")[0].isidentifier() or "=" not in text]
         if odd:
-            raise ValueError(f"--option {odd[0]!r} is not NAME=VALUE, such as drop_path=0.2")
+            raise ValueError(f"--option {odd[0][:80]!r} is not NAME=VALUE, such as drop_path=0.2")
+        names = [text.partition("=")[0] for text in self.option]
+        for name in names:
+            if name == "num_classes":
+                raise ValueError("--option num_classes: the number of classes comes from the data")
+            if name in ("backbone", "pyramid"):
+                raise ValueError(f"--option {name}: say --{name}")
+            if names.count(name) > 1:
+                raise ValueError(f"--option {name} is given twice")
         return self
 
     @property
@@ -164,7 +176,7 @@ def _literal(text: str) -> Any:
     """A number, true, false, null, a list; anything else is text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -184,12 +196,17 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise UserError(f"no run at {folder}: it has no run.yaml. Wanted is the folder that a training wrote")
     try:
-        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise UserError(f"{path} uses YAML aliases, which no run.yaml of ours does: it may be a trap")
+        described = yaml.safe_load(text)
         described.pop("classes", None)
         return Run(**described)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no run that this version can read: {reason}") from None
+    except ValidationError as error:
+        reason = "; ".join(explain(e) for e in error.errors())
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+    raise UserError(f"{path} is no run that this version can read: {reason}")
 
 
 def explain(error: Any) -> str:

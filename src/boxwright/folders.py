@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 from boxwright.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def claim(parent: Path, name: str | None, *, exist_ok: bool = False) -> Path:
@@ -39,6 +45,27 @@ def _first_free(parent: Path, name: str | None, *, exist_ok: bool) -> Path:
             continue
         return parent / candidate
     raise AssertionError("there is always a next number")
+
+
+@contextmanager
+def held(folder: Path) -> Generator[None]:
+    """Keep other processes from working in a folder; one that is held already is a `UserError`.
+
+    The system lets go of it when its holder dies. Windows has no such lock on folders.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"another process is working in {folder}. Wait for it, or stop it first") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def commit(temporary: Path, target: Path) -> None:

@@ -86,10 +86,12 @@ def build(name: str, *, kind: Kind = "detector", **options: Any) -> Any:
     """Build what is registered as `name`; options that its builder does not take are a `UserError`."""
     entry = find(name, kind)
     require_options(entry, options)
-    builder = getattr(_module(entry), entry.function)
+    builder = getattr(_module(entry), entry.function, None)
     try:
-        return builder(**options)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        return builder(**options)  # pyright: ignore[reportOptionalCall] None is a TypeError as any other mistake
+    except UserError:
+        raise
+    except Exception as error:  # of options that are not for it, or of a plug-in
         given = {k: v for k, v in options.items() if isinstance(v, str | int | float | bool | list)}
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"cannot build {name} with {given!a}: {reason}") from error
@@ -118,10 +120,15 @@ def use_plugin(path: str | Path) -> list[Entry]:
     module = f"boxwright_plugin_{path.stem}"
     try:
         found = list(_entries_of(path, module))
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is no Python that can be read: {error}") from None
+    except (SyntaxError, ValueError, TypeError, OSError, MemoryError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} is no Python that can be read, or no @register as it should be: {reason}") from None
     if not found:
         raise UserError(f'{path} registers nothing: a builder needs @register("its_name", kind="backbone") above it')
+    names = [(entry.kind, entry.name) for entry in found]
+    for entry in found:
+        if names.count((entry.kind, entry.name)) > 1:
+            raise UserError(f"{path}:{entry.line} registers {entry.name!r} twice")
     taken = {**_own(), **{key: entry for key, entry in _plugged.items() if entry.path != path}}
     for entry in found:
         if earlier := taken.get((entry.kind, entry.name)):
@@ -146,7 +153,7 @@ def _own() -> dict[tuple[Kind, str], Entry]:
 
 
 def _entries_of(path: Path, module: str) -> Iterable[Entry]:
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in ast.parse(path.read_bytes()).body:  # bytes: Python's own rules of encoding hold
         if isinstance(node, ast.FunctionDef):
             summary = (ast.get_docstring(node) or "").split("\n")[0]
             for name, kind in _registrations(node):
@@ -159,7 +166,13 @@ def _registrations(function: ast.FunctionDef) -> Iterable[tuple[str, Kind]]:
         if not isinstance(decorator, ast.Call) or _last_name(decorator.func) != register.__name__:
             continue
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in decorator.keywords}
-        yield str(ast.literal_eval(decorator.args[0])), options.get("kind", "detector")
+        name = ast.literal_eval(decorator.args[0]) if decorator.args else options.get("name")
+        kind = options.get("kind", "detector")
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"line {function.lineno}: {name!r} is no name")
+        if kind not in get_args(Kind):
+            raise ValueError(f"line {function.lineno}: {kind!r} is none of {', '.join(get_args(Kind))}")
+        yield name, kind
 
 
 def _last_name(function: ast.expr) -> str:
@@ -179,7 +192,7 @@ def _module(entry: Entry) -> ModuleType:
     sys.modules[entry.module] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[entry.module]
         raise UserError(f"the plug-in {entry.path} does not run: {type(error).__name__}: {error}") from error
     return module

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from boxwright import registry
-from boxwright.config import LARGEST, SMALLEST, Run, make_run, read_run
+from boxwright.config import LARGEST, MAY_CHANGE, SMALLEST, Run, make_run, read_run
 from boxwright.errors import UserError
 from boxwright.folders import claim
 from boxwright.progress import Progress
@@ -265,10 +265,6 @@ def _where(entry: registry.Entry) -> str:
     return f"{entry.path.relative_to(registry.PACKAGE.parent) if inside else entry.path}:{entry.line}"
 
 
-# What may change when a run goes on: where and how it is computed, not what.
-MAY_CHANGE = ("device", "workers", "micro_batch", "eval_batch", "save_minutes")
-
-
 def resumed(run: Run) -> Run:
     """The run of the folder `run.resume`; options given beside it may change the machine only."""
     assert run.resume is not None
@@ -320,6 +316,8 @@ def _describe(fit: dict[str, Any]) -> str:
 
 def _existing(weights: str | Path) -> Path:
     path = Path(weights).expanduser()
+    if len(path.name) > 255:
+        raise UserError(f"no weights at {str(path)[:80]}...: no file name is that long")
     if not path.exists():
         nearby = registry.nearest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
         raise UserError(f"no weights at {path} (looked from {Path.cwd()}).{nearby}")

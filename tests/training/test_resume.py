@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from boxwright.__main__ import main
+from boxwright.folders import held
 from boxwright.models import checkpoint
 from boxwright.training import journal, loop
 from boxwright.training.state import KEPT, NAME, State, States
@@ -245,6 +247,53 @@ def test_other_options_are_refused_with_the_difference(
         train(resume=folder, **options, quiet=True)
 
 
+def test_a_run_whose_states_are_gone_keeps_what_it_has(drawn: Path, tmp_path: Path) -> None:
+    folder = run(drawn, tmp_path)
+    for path in (folder / "state").iterdir():
+        path.write_bytes(path.read_bytes()[:-9])
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=r"cannot be gone on with: .*Start a new run with --weights .*last_model"):
+        train(resume=folder, quiet=True)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    shutil.rmtree(folder / "state")
+    with pytest.raises(UserError, match="its states are gone"):
+        train(resume=folder, quiet=True)
+    assert (folder / "best_model.safetensors").exists()
+
+
+def test_a_run_without_its_best_weights(drawn: Path, tmp_path: Path) -> None:
+    folder = run(drawn, tmp_path)
+    (folder / "best_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"best_model\.safetensors is gone"):
+        train(resume=folder, quiet=True)
+
+
+@pytest.mark.parametrize("changed", [{"epochs": 1}, {"lr": 0.001}, {"optimizer": "sgd"}, {"imgsz": 96}])
+def test_an_edited_run_is_refused(
+    changed: dict[str, Any], drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = interrupted(monkeypatch, drawn, tmp_path, 5)
+    described = yaml.safe_load((folder / "run.yaml").read_text("utf-8"))
+    (folder / "run.yaml").write_text(yaml.safe_dump({**described, **changed}), "utf-8")
+    with pytest.raises(UserError, match=rf"run\.yaml is not what .*{next(iter(changed))} was"):
+        train(resume=folder, quiet=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no locks on folders")
+def test_two_processes_do_not_share_a_run(drawn: Path, tmp_path: Path) -> None:
+    folder = run(drawn, tmp_path)
+    with held(folder), pytest.raises(UserError, match="another process is working in"):
+        train(resume=folder, quiet=True)
+    train(resume=folder, quiet=True)
+
+
+def test_a_trap_of_aliases(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))]
+    (tmp_path / "run.yaml").write_text("\n".join(lines), "utf-8")
+    with pytest.raises(UserError, match="uses YAML aliases"):
+        train(resume=tmp_path, quiet=True)
+
+
 def test_no_run_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run at"):
         train(resume=tmp_path / "none", quiet=True)
@@ -262,7 +311,7 @@ def test_a_state_of_another_model_is_refused(drawn: Path, tmp_path: Path, monkey
     folder = interrupted(monkeypatch, drawn, tmp_path, 2)
     described = yaml.safe_load((folder / "run.yaml").read_text("utf-8"))
     (folder / "run.yaml").write_text(yaml.safe_dump({**described, "model": "fasterrcnn_squeezenet1_1"}), "utf-8")
-    with pytest.raises(UserError, match="saved by another model"):
+    with pytest.raises(UserError, match="model was 'fasterrcnn_vitdet_nano', now 'fasterrcnn_squeezenet1_1'"):
         train(resume=folder, quiet=True)
 
 

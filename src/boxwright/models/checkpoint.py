@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from boxwright import registry
 from boxwright.config import LARGEST, SMALLEST
 from boxwright.folders import commit
+from boxwright.models.join import build_detector
 from boxwright.types import UserError
 from boxwright.version import __version__
 
@@ -91,7 +92,7 @@ def load(path: Path) -> tuple[nn.Module, Header]:
     """
     header = read_header(path)
     try:
-        detector = registry.build(header.model, num_classes=len(header.classes), **header.options)
+        detector = build_detector(header.model, num_classes=len(header.classes), **header.options)
     except TypeError as error:
         raise UserError(f"{path} has options that {header.model} does not take: {error}") from None
     except UserError as error:
@@ -162,8 +163,10 @@ def _parse(path: Path, text: str) -> Header:
 
 def _plugin_hint(header: Header) -> str:
     """A checkpoint never runs code by itself: whoever trusts a plug-in names it."""
-    plugins = header.run.get("plugin")
-    return f" It was trained with --plugin {' --plugin '.join(map(ascii, plugins))}: name it again" if plugins else ""
+    plugins: Any = header.run.get("plugin")
+    if not isinstance(plugins, list) or not plugins:
+        return ""
+    return f" It was trained with --plugin {' --plugin '.join(map(ascii, plugins))}: name it again"
 
 
 def _is_fit(fit: Mapping[str, Any]) -> bool:

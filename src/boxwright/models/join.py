@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from boxwright import registry
@@ -22,7 +23,10 @@ LEVELS = (4, 8, 16, 32)  # strides of a pyramid below its extra levels
 
 def build_detector(name: str, *, num_classes: int, **options: Any) -> Detector:
     """A detector by name, with random weights; `options` are its builder's, a `backbone` may be an `nn.Module`."""
-    return registry.build(name, num_classes=num_classes, **options)
+    detector = registry.build(name, num_classes=num_classes, **options)
+    if not isinstance(detector, Detector):
+        raise UserError(f"{name} built a {type(detector).__name__}, not a subclass of Detector")
+    return detector
 
 
 def build_backbone(backbone: str | nn.Module, **options: Any) -> nn.Module:
@@ -32,6 +36,9 @@ def build_backbone(backbone: str | nn.Module, **options: Any) -> nn.Module:
     """
     if isinstance(backbone, nn.Module):
         body = backbone
+        _try(body, type(body).__name__)
+    elif not isinstance(backbone, str):  # pyright: ignore[reportUnnecessaryIsInstance] it may come from a file
+        raise UserError(f"{backbone!r} is no backbone: a name or an nn.Module is wanted")
     elif backbone.startswith("timm:"):
         from boxwright.models.backbones import from_timm
 
@@ -46,6 +53,8 @@ def build_backbone(backbone: str | nn.Module, **options: Any) -> nn.Module:
                 f"unknown backbone {backbone!r}: wanted is timm:NAME, torchvision:NAME or a registered name"
             )
         body = registry.build(backbone, kind="backbone", **options)
+        if not registry.find(backbone, "backbone").path.is_relative_to(registry.PACKAGE):
+            _try(body, backbone)
     _require_channels(body, backbone)
     return body
 
@@ -67,12 +76,45 @@ def join(
     By default a backbone of one stride gets the simple feature pyramid, one of several an FPN. A pyramid that cannot
     stand on the backbone is a `UserError`.
     """
+    if not isinstance(width, int) or not 1 <= width <= 8192:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UserError(f"width {width!r} is no number of channels from 1 to 8192")
     body = build_backbone(backbone, **(backbone_options or {}))
     channels = cast(Mapping[int, int], body.channels)
     name = pyramid or ("simple" if len(channels) == 1 else "fpn")
     coarser = sorted(stride for stride in channels if stride > max(levels)) if len(channels) > 1 else []
     options = {"width": width, "levels": (*levels, *coarser), "extra": extra, **(pyramid_options or {})}
-    return Joined(body, registry.build(name, kind="pyramid", channels=channels, **options))
+    built = registry.build(name, kind="pyramid", channels=channels, **options)
+    if not isinstance(built, nn.Module) or not isinstance(getattr(built, "channels", None), Mapping):
+        raise UserError(f"{name} built a {type(built).__name__}, no pyramid: a module with `channels` is wanted")
+    return Joined(body, built)
+
+
+def _try(body: object, name: str) -> None:
+    """Run a user's own backbone once on a small picture: what it gives must be what it says."""
+    if not isinstance(body, nn.Module):
+        raise UserError(f"{name} built a {type(body).__name__}, no nn.Module")
+    _require_channels(body, name)
+    channels = cast(Mapping[int, int], body.channels)
+    parameter = next(body.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    size = (2 * max(channels), 3 * max(channels))
+    training = body.training
+    try:
+        maps = body.eval()(torch.zeros(1, 3, *size, device=device))
+        found = {stride: tuple(level.shape) for stride, level in maps.items()}
+    except Exception as error:  # whatever a user's code does
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{name} does not run on a picture of {size[0]} x {size[1]}: {reason}") from error
+    finally:
+        body.train(training)
+    wanted = {stride: (1, c, size[0] // stride, size[1] // stride) for stride, c in channels.items()}
+    if found != wanted:
+        raise UserError(
+            f"{name} gives maps {found} of a picture of {size[0]} x {size[1]}; its `channels` promise {wanted}"
+        )
+    learns = any(p.requires_grad for p in body.parameters())
+    if learns and torch.is_grad_enabled() and not any(level.requires_grad for level in maps.values()):
+        raise UserError(f"{name} would never learn: its maps carry no gradient. Freeze its parameters if that is meant")
 
 
 def _require_channels(body: nn.Module, name: str | nn.Module) -> None:

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boxwright import registry
-from boxwright.config import Run
+from boxwright.config import MAY_CHANGE, Run
 from boxwright.data.dataset import Dataset, open_dataset
 from boxwright.data.loader import training_batches
 from boxwright.data.transforms import Augmentation, Fit, random_flip
 from boxwright.evaluation import score
+from boxwright.folders import held
 from boxwright.inference.predictor import Predictor, choose_device
 from boxwright.models import checkpoint
 from boxwright.models.detectors.base import Detector
+from boxwright.models.join import build_detector
 from boxwright.models.start import Origin, start_from
 from boxwright.training import previews, run_folder
 from boxwright.training.journal import Journal
@@ -32,6 +35,8 @@ from boxwright.training.optim import autocast_type, make_optimizer
 from boxwright.training.state import States
 from boxwright.training.stopping import Stop
 from boxwright.types import Batch, Diverged, Record, Stopped, UserError
+
+FOLDERS = ("name", "project_dir", "exist_ok", "plugin", "data", "weights")  # where things are, not what they are
 
 
 @dataclass
@@ -52,6 +57,13 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
     A mistake in the run or its data is a `UserError` before the first step, a loss that is not finite `Diverged`.
     SIGTERM and SIGUSR1 end it with `Stopped`, Ctrl-C with `KeyboardInterrupt`, after the step and with its state saved.
     """
+    with ExitStack() as stack:
+        if run.resume:
+            stack.enter_context(held(run.resume))
+        return _train(run, stack, quiet=quiet)
+
+
+def _train(run: Run, stack: ExitStack, *, quiet: bool) -> Trained:
     device = choose_device(run.device)
     amp = autocast_type(run.precision, device)
     dataset = open_dataset(run.data)
@@ -62,13 +74,16 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
     identity = {
         "data": {split.name: dataset.fingerprint(split) for split in (training, validation)},
         "classes": list(dataset.classes),
+        "run": {k: v for k, v in run.model_dump(mode="json").items() if k not in MAY_CHANGE + FOLDERS},
     }
     states = States(Path(run.resume or "") / "state")
     state, faults = states.newest() if run.resume else (None, [])
     if state:
         require_same(state.values["identity"], identity, states.folder)
+    elif run.resume:
+        require_unborn(run.resume, faults)
     torch.manual_seed(run.seed)
-    detector: Detector = registry.build(run.model, num_classes=len(dataset.classes), **run.model_options)
+    detector = build_detector(run.model, num_classes=len(dataset.classes), **run.model_options)
     if state:
         origin = Origin(f"from the state after {state.step} steps", state.values["weights_from"])
     else:
@@ -82,6 +97,8 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
         )
     fit = Fit(run.imgsz, run.square_training)
     folder = Path(run.resume) if run.resume else run_folder.make_folder(run)
+    if not run.resume:
+        stack.enter_context(held(folder))
     states = States(folder / "state")
     copies = 1 + bool(run.ema) + {"sgd": 1, "adamw": 2}[run.optimizer]
     run_folder.check_space(folder, sum(t.nbytes for t in detector.state_dict().values()), copies)
@@ -104,6 +121,11 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
     if state:
         moving.restore(state)
         result = Trained(folder, **state.values["result"])
+        if result.best and not (folder / "best_model.safetensors").exists():
+            raise UserError(
+                f"best_model.safetensors is gone from {folder}: put it back, or start a new run with "
+                f"--weights {folder / 'last_model.safetensors'}"
+            )
 
     def save() -> None:
         progress = {k: v for k, v in asdict(result).items() if k != "folder"}
@@ -128,7 +150,7 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
         while True:
             # ------------------------------------------------------------------------------------ once in a while
             epoch, into_epoch = divmod(result.steps, steps_per_epoch)
-            due = result.steps == total or (into_epoch == 0 and epoch % run.eval_every == 0)
+            due = result.steps >= total or (into_epoch == 0 and epoch % run.eval_every == 0)
             if due and result.steps > result.judged:
                 save()  # judging takes a while
                 scores = evaluate(predictor, validation.records, run, workers, journal, stop)
@@ -147,7 +169,7 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
             if result.evaluations_since >= run.patience:
                 journal.say(f"no better mAP in {run.patience} evaluations: stopped early")
                 break
-            if result.steps == total:
+            if result.steps >= total:
                 break
             # ------------------------------------------------------------------------------------------ the step
             step, batch = result.steps, next(batches)
@@ -217,10 +239,25 @@ def judge(
         result.best, result.best_epoch, result.evaluations_since = scores, epoch, 0
 
 
+def require_unborn(folder: Path, faults: Sequence[str]) -> None:
+    """Refuse to begin again where something would be lost: a run that has weights or states, if spoilt ones."""
+    weights = [name for name in ("last_model.safetensors", "best_model.safetensors") if (folder / name).exists()]
+    if not weights and not faults:
+        return
+    reason = "; ".join(fault.partition(": the state before")[0] for fault in faults) or "its states are gone"
+    hint = f" Start a new run with --weights {folder / weights[0]}" if weights else " Start a new run"
+    raise UserError(f"{folder} cannot be gone on with: {reason}.{hint}")
+
+
 def require_same(saved: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
     """Refuse to go on with other data or classes than the state was made with."""
     if saved["classes"] != found["classes"]:
         raise UserError(f"{folder} was saved with the classes {saved['classes']}, the data now has {found['classes']}")
+    before, now = saved.get("run", {}), found["run"]
+    other = [k for k in now if before.get(k) != now[k]]
+    if other:
+        what = ", ".join(f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in other)
+        raise UserError(f"run.yaml is not what {folder} was saved with: {what}. Put it back, or start a new run")
     changed = [name for name, value in found["data"].items() if saved["data"].get(name) != value]
     if changed:
         raise UserError(

@@ -70,6 +70,8 @@ class States:
 
     def newest(self) -> tuple[State | None, list[str]]:
         """The newest whole state, None where there is none; and what is wrong with each newer one."""
+        for leftover in [*self.folder.glob("*.tmp"), *self.folder.glob(".tmp*")]:
+            leftover.unlink()  # of a process that was killed while it wrote
         faults: list[str] = []
         for path in self._newest_first():
             if state := self._read(path, faults):
@@ -78,7 +80,7 @@ class States:
 
     def clear(self) -> None:
         """Remove every state, whole or not: another run begins here."""
-        for path in self.folder.glob("step_*"):
+        for path in [*self.folder.glob("step_*"), *self.folder.glob(".tmp*")]:
             path.unlink()
 
     def _write_caught(self, state: State) -> None:
