@@ -10,7 +10,7 @@ demo: .venv/runtime
 	.venv/bin/boxwright demo
 
 test: .venv/dev
-	$(RUN) -m pytest -n 2 -m "not slow and not faults"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow and not faults"
 
 test-slow: .venv/dev
 	$(RUN) -m pytest -m slow
