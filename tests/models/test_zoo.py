@@ -6,6 +6,7 @@ into 16 GB while training keep the whole contract too, under the mark `slow`.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -97,6 +98,17 @@ def settle(detector: Detector) -> None:
         handle.remove()
 
 
+@torch.no_grad()
+def sharpen(detector: Detector) -> Detector:
+    """Scores far apart and boxes off their lattice: of an untrained head's, rounding decides whom NMS keeps."""
+    for name, parameter in detector.named_parameters():
+        if name.endswith(("cls_logits.weight", "cls_score.weight")):
+            parameter.mul_(30)
+        if name.endswith("bbox_pred.weight"):
+            parameter.mul_(3)
+    return detector
+
+
 def named(names: Iterable[str]) -> list[object]:
     return [pytest.param(name, marks=pytest.mark.slow if BIG.search(name) else ()) for name in names]
 
@@ -181,8 +193,9 @@ def test_predictions_are_boxes_in_the_picture(predicted: list[Detections]) -> No
         assert kinds == (np.float32, np.float32, np.int64)
 
 
-def test_pictures_together_are_pictures_one_by_one(detector: Detector, predicted: list[Detections]) -> None:
-    for i, expected in enumerate(predicted):
+def test_pictures_together_are_pictures_one_by_one(detector: Detector) -> None:
+    detector = sharpen(copy.deepcopy(detector))
+    for i, expected in enumerate(detector.predict(make_batch())):
         (alone,) = detector.predict(one_of(make_batch(), i))
         assert len(alone) == pytest.approx(len(expected), rel=0.1)
         assert shared(alone, expected) >= 0.9 * len(expected)  # boxes that overlap just so much may go or stay
