@@ -64,7 +64,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"weight_decay": math.inf}, "--weight-decay inf: "),
     ({"clip": 0}, "--clip 0: "),
     ({"optimizer": "adam"}, "--optimizer adam: input should be 'sgd' or 'adamw'"),
-    ({"schedule": "linear"}, "--schedule linear: input should be 'constant' or 'cosine'"),
+    ({"schedule": "linear"}, "--schedule linear: input should be 'constant', 'cosine' or 'step'"),
     ({"precision": "int8"}, "--precision int8: "),
     ({"workers": -1}, "--workers -1: "),
     ({"seed": -1}, "--seed -1: "),

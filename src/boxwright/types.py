@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "Action", "Batch", "Bool", "BoxwrightError", "Detections", "Diverged", "Fault", "Float32", "Int64", "Record",
-    "Sample", "Scores", "Size", "Stopped", "UInt8", "UserError", "no_boxes",
+    "Action", "Batch", "Bool", "BoxwrightError", "Detections", "Diverged", "Fault", "Float32", "Int64", "Names",
+    "Record", "Sample", "Scores", "Size", "Stopped", "UInt8", "UserError", "no_boxes",
 ]  # fmt: skip
 
 Size = tuple[int, int]
@@ -39,17 +39,29 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 UInt8 = NDArray[np.uint8]
+Names = NDArray[np.str_]
 
 
 def no_boxes() -> Float32:
     return np.zeros((0, 4), np.float32)
 
 
+def _no_flags() -> Bool:
+    return np.zeros(0, np.bool_)
+
+
+def _no_names() -> Names:
+    return np.zeros(0, np.str_)
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One picture on disk and what is annotated in it; nothing decoded yet."""
+    """One picture on disk and what is annotated in it; nothing decoded yet.
 
-    id: str  # the image file's stem
+    `crowd`, `occluded` and `pose` may be left out: then no object is either, and no pose is known.
+    """
+
+    id: str  # the image file's stem, after its folders (`a/b`) where pictures lie in several
     image: Path
     size: Size  # of the picture as it is shown, after EXIF orientation
     boxes: Float32  # (N, 4) pixels
@@ -57,6 +69,14 @@ class Record:
     difficult: Bool  # (N,)
     truncated: Bool  # (N,)
     annotation: Path | None = None
+    crowd: Bool = field(default_factory=_no_flags)  # (N,) a region of many objects, COCO's iscrowd
+    occluded: Bool = field(default_factory=_no_flags)  # (N,)
+    pose: Names = field(default_factory=_no_names)  # (N,) Left, Frontal, ...; "" where none is given
+
+    def __post_init__(self) -> None:
+        for name in ("crowd", "occluded", "pose"):
+            if not len(values := getattr(self, name)) and len(self.labels):
+                object.__setattr__(self, name, np.zeros(len(self.labels), values.dtype))
 
 
 Action = Literal["refused", "skipped image", "dropped box", "repaired"]
