@@ -148,7 +148,7 @@ def test_an_epoch_of_one_batch_does_not_stay_at_a_thousandth() -> None:
 
 
 def test_constant_stays_and_cosine_falls_to_a_hundredth() -> None:
-    constant, cosine = (make_run(data="d", lr=0.01, schedule=s, warmup_steps=10) for s in get_args(Schedule))
+    constant, cosine, step = (make_run(data="d", lr=0.01, schedule=s, warmup_steps=10) for s in get_args(Schedule))
     steps = range(10, 1010)
     assert {constant.learning_rate_at(s, 100, 1010) for s in steps} == {0.01}
     rates = [cosine.learning_rate_at(s, 100, 1010) for s in (*steps, 1010)]
@@ -156,6 +156,9 @@ def test_constant_stays_and_cosine_falls_to_a_hundredth() -> None:
     assert rates[500] == pytest.approx((0.01 + 0.0001) / 2)  # half way
     assert rates[-1] == pytest.approx(0.0001)
     assert cosine.learning_rate_at(5000, 100, 1010) == pytest.approx(0.0001)  # no second wave
+    assert [step.learning_rate_at(s, 100, 1080) for s in (10, 959, 960, 1039, 1040, 1080)] == pytest.approx(
+        [0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
+    )
 
 
 # ------ Written down

@@ -63,7 +63,7 @@ class Run(BaseModel):
     resume: Path | None = Field(
         None,
         exclude=True,
-        description="Go on with the run of this folder exactly where it stopped; `auto`: with --name's, if it has begun.",
+        description="Go on with the run of this folder exactly where it stopped; `auto`: with --name's, once begun.",
     )
     init_from: Path | None = Field(
         None,
