@@ -37,7 +37,7 @@ def test_another_optimizer_does_not_get_the_recipe_s_rate() -> None:
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="unknown recipe 'vitde'. Did you mean 'vitdet'"):
+    with pytest.raises(UserError, match=r"unknown recipe 'vitde'\. Did you mean 'vitdet'"):
         make_run(data="d", recipe="vitde")
 
 

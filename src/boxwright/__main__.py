@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-GROUPS = {"data": "Draw datasets."}
+GROUPS = {"data": "Prepare and draw datasets."}
 
 # The article's short spellings.
 SHORT = {

@@ -253,6 +253,51 @@ def data_synth(
     return 0
 
 
+def data_prepare(
+    dataset: Literal["voc"],
+    /,
+    *,
+    root: Path | None = None,
+    archives: Path | None = None,
+    folder: Path = Path("final_xml_dataset"),
+    years: Annotated[list[Literal[2007, 2012]] | None, Parameter(consume_multiple=True)] = None,
+    train: Annotated[list[Literal["train", "val", "trainval", "test"]] | None, Parameter(consume_multiple=True)] = None,
+    valid: Annotated[list[Literal["train", "val", "trainval", "test"]] | None, Parameter(consume_multiple=True)] = None,
+    copy: bool = False,
+    json: Json = False,
+) -> int:
+    """Make a folder to train on from the official Pascal VOC.
+
+    Parameters
+    ----------
+    dataset
+        voc: train on 2007 + 2012 trainval (16,551 pictures), validate on 2007 test (4,952).
+    root
+        An unpacked VOCdevkit, or a folder with one in it.
+    archives
+        A folder with the official tar files. Without this and --root they are downloaded (2.9 GB for both years).
+    folder
+        To be made, with train/, valid/ and data.yaml inside.
+    years
+        2007, 2012 or both, the default.
+    train
+        Lists to train on; by default trainval, or train where --valid is val.
+    valid
+        Lists to validate on; by default test, or val where no test is public (2012).
+    copy
+        Make copies where hard links to the files of --root would do.
+    """
+    from boxwright.data.prepare import prepare_voc
+
+    done = prepare_voc(
+        folder, root=root, archives=archives, years=years or (2007, 2012), train=train or (), valid=valid or (),
+        copy=copy, say=_say,
+    )  # fmt: skip
+    _say(f"{done.train:,} + {done.valid:,} pictures; {done.data}")
+    _result(json, done)
+    return 0
+
+
 def _say(message: str) -> None:
     sys.stderr.write(message + "\n")
 

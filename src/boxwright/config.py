@@ -199,7 +199,7 @@ class Run(BaseModel):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        if not self.data and not self.resume:
+        if not self.data and not self.resume and not self.init_from:
             raise ValueError(f"--data is missing: {Run.model_fields['data'].description}")
         limit = {"sgd": 10.0, "adamw": 0.004}[self.optimizer]
         if self.lr is not None and self.lr > limit:

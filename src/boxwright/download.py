@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, cast
 from urllib.error import HTTPError, URLError
@@ -66,6 +66,7 @@ class File:
     sha256: str | None  # whole, or the beginning that its authors publish; None: the one found first is remembered
     size: int | None  # bytes; None where not published
     way_out: str = field(default="", kw_only=True)  # what else to do where it cannot be had
+    mirrors: tuple[str, ...] = field(default=(), kw_only=True)  # asked in turn where `url` fails; of the same file name
 
 
 def fetch(
@@ -90,17 +91,27 @@ def fetch(
             _require_published(wanted, target, _beside(target, "sha256"))
         elif offline:
             raise _RefusedError("BOXWRIGHT_OFFLINE forbids it")
-        elif not (_is_https(wanted.url) or _is_loopback(wanted.url)):
+        elif not all(_is_https(url) or _is_loopback(url) for url in (wanted.url, *wanted.mirrors)):
             raise _RefusedError("only https is allowed")
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             with _alone(_beside(target, "lock")):
                 if not target.is_file():  # another process may have brought it while this one waited
-                    _download(wanted, target, progress)
+                    _download_from_any(wanted, target, progress)
     except (_RefusedError, OSError, http.client.HTTPException) as error:
         ways = ", or ".join(way for way in (wanted.way_out, way_out) if way)
-        raise UserError(f"cannot {what} {wanted.name} from {wanted.url}: {_reason(error)}; {ways}") from error
+        servers = " or ".join((wanted.url, *wanted.mirrors))
+        raise UserError(f"cannot {what} {wanted.name} from {servers}: {_reason(error)}; {ways}") from error
     return target
+
+
+def check(wanted: File, file: Path) -> None:
+    """Raise UserError where `file`, which nothing is written beside, is not the published one."""
+    try:
+        _hash(wanted, file, wanted.sha256 or "", "published")
+    except (_RefusedError, OSError) as error:
+        ways = f"; {wanted.way_out}" if wanted.way_out else ""
+        raise UserError(f"{file} is not the published {wanted.name}: {_reason(error)}{ways}") from error
 
 
 def told(wanted: File, say: Callable[[str], None], *, terms: str = "") -> Report:
@@ -128,6 +139,17 @@ def readable_size(count: int) -> str:
 
 class _RefusedError(Exception):
     """Wrong in a way that another try would not mend."""
+
+
+def _download_from_any(wanted: File, target: Path, progress: Report | None) -> None:
+    """From the first server that has the file; a part that one brought is gone on with from the next."""
+    *first, last = (replace(wanted, url=url) for url in (wanted.url, *wanted.mirrors))
+    for source in first:
+        try:
+            return _download(source, target, progress)
+        except (_RefusedError, OSError, http.client.HTTPException) as error:
+            log.warning("cannot download %s from %s: %s; asking a mirror", wanted.name, source.url, _reason(error))
+    return _download(last, target, progress)
 
 
 def _download(wanted: File, target: Path, progress: Report | None) -> None:
@@ -203,20 +225,25 @@ def _ask(url: str, part: Path) -> http.client.HTTPResponse:
 
 def _require_published(wanted: File, file: Path, record: Path) -> None:
     """Check size and hash of `file` and keep the hash in `record`."""
-    if not (size := _size(file)) or size != (wanted.size or size):
-        raise _RefusedError(f"the file has {size} bytes, {wanted.size or 'more'} are expected")
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
     recorded = record.read_text(encoding="utf-8").split()[:1] if record.exists() else []
-    expected = wanted.sha256 or "".join(recorded)
-    if not found.startswith(expected.lower()):
-        by = "published" if wanted.sha256 else f"recorded in {record}"
-        raise _RefusedError(f"the file's SHA-256 is {found}, the one {by} is {expected}")
+    by = "published" if wanted.sha256 else f"recorded in {record}"
+    found = _hash(wanted, file, wanted.sha256 or "".join(recorded), by)
     if recorded != [found]:
         if wanted.sha256 is None:
             log.warning("no hash is published for %s; found SHA-256 %s, kept in %s", wanted.name, found, record)
         with contextlib.suppress(OSError):  # a cache that may only be read is still good for reading
             record.write_text(f"{found}  {record.stem}\n", encoding="utf-8")
+
+
+def _hash(wanted: File, file: Path, expected: str, by: str) -> str:
+    """The SHA-256 of `file`, which must have the size of the wanted one and begin as `expected`."""
+    if not (size := _size(file)) or size != (wanted.size or size):
+        raise _RefusedError(f"the file has {size} bytes, {wanted.size or 'more'} are expected")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(expected.lower()):
+        raise _RefusedError(f"the file's SHA-256 is {found}, the one {by} is {expected}")
+    return found
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

@@ -21,6 +21,12 @@ class Diverged(BoxwrightError):
     exit_code = 70
 
 
+class DiskFailed(BoxwrightError):
+    """What has to be kept cannot be written (sysexits.h: EX_IOERR)."""
+
+    exit_code = 74
+
+
 class Stopped(BoxwrightError):
     """Asked to stop from outside, with everything saved that going on needs (sysexits.h: EX_TEMPFAIL)."""
 

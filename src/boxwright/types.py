@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.errors import BoxwrightError, Diverged, Stopped, UserError
+from boxwright.errors import BoxwrightError, DiskFailed, Diverged, Stopped, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "Action", "Batch", "Bool", "BoxwrightError", "Detections", "Diverged", "Fault", "Float32", "Int64", "Names",
-    "Record", "Sample", "Scores", "Size", "Stopped", "UInt8", "UserError", "no_boxes",
+    "Action", "Batch", "Bool", "BoxwrightError", "Detections", "DiskFailed", "Diverged", "Fault", "Float32", "Int64",
+    "Names", "Record", "Sample", "Scores", "Size", "Stopped", "UInt8", "UserError", "no_boxes",
 ]  # fmt: skip
 
 Size = tuple[int, int]
@@ -77,6 +77,11 @@ class Record:
         for name in ("crowd", "occluded", "pose"):
             if not len(values := getattr(self, name)) and len(self.labels):
                 object.__setattr__(self, name, np.zeros(len(self.labels), values.dtype))
+
+    def only(self, keep: Int64 | Bool) -> Record:
+        """The same picture with the objects at `keep` alone."""
+        names = ("boxes", "labels", "difficult", "truncated", "crowd", "occluded", "pose")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
 
 Action = Literal["refused", "skipped image", "dropped box", "repaired"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from boxwright import registry
-from boxwright.config import LARGEST, MAY_CHANGE, SMALLEST, Run, make_run, read_run
+from boxwright import registry, runs
+from boxwright.config import LARGEST, SMALLEST, Run, make_run
 from boxwright.errors import UserError
 from boxwright.folders import claim
 from boxwright.progress import Progress
@@ -34,15 +35,24 @@ def train(run: Run | None = None, *, quiet: bool = False, **options: Any) -> Tra
     Raises `UserError` for a mistake in the options or the data, before training; `Diverged` when a loss is not finite.
     """
     run = run or make_run(**options)
-    if run.resume:
-        run = resumed(run)
+    if runs.ranks() == 1:
+        run = runs.settled(run)
+    else:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that a model may use all its parameters
     for path in run.plugin:
         registry.use_plugin(path)
     check_model(run)
     from boxwright.data.dataset import open_dataset
 
-    open_dataset(run.data)  # a wrong path is answered before PyTorch is imported
-    if not run.resume:
+    if run.augment and not run.augment.is_file():
+        raise UserError(f"no file at {run.augment} for --augment (looked from {Path.cwd()})")
+    if run.log_to:
+        from boxwright.training.sinks import require_sinks
+
+        require_sinks(run.log_to)
+    if run.data:  # a wrong path is answered before PyTorch is imported
+        open_dataset(run.data)
+    if not run.resume and not run.init_from:
         _check_weights_path(run.weights)
     from boxwright.training.loop import train
 
@@ -263,23 +273,6 @@ def timm_backbones(pattern: str) -> dict[str, str]:
 def _where(entry: registry.Entry) -> str:
     inside = entry.path.is_relative_to(registry.PACKAGE)
     return f"{entry.path.relative_to(registry.PACKAGE.parent) if inside else entry.path}:{entry.line}"
-
-
-def resumed(run: Run) -> Run:
-    """The run of the folder `run.resume`; options given beside it may change the machine only."""
-    assert run.resume is not None
-    folder = run.resume.expanduser()
-    if not folder.is_dir():
-        raise UserError(f"no run at {folder} (looked in {Path.cwd()})")
-    saved = read_run(folder)
-    given = {name: getattr(run, name) for name in run.model_fields_set - {"resume"}}
-    changed = [k for k, v in given.items() if k not in MAY_CHANGE and v != getattr(saved, k)]
-    if changed:
-        what = ", ".join(f"--{k.replace('_', '-')} was {getattr(saved, k)!r}, now {given[k]!r}" for k in changed)
-        raise UserError(
-            f"--resume goes on with the run of {folder} as it was: {what}. Leave it out, or start a new run"
-        )
-    return saved.model_copy(update={**given, "resume": folder})
 
 
 def check_model(run: Run) -> None:

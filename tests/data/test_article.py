@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxwright.data.article import article_augmentation
+from boxwright.data.article import article_augmentation, article_faults
 from boxwright.data.transforms import Augmentation, Labelled
 from boxwright.types import UInt8, no_boxes
 
@@ -161,3 +161,17 @@ sys.exit(f"asked the network: {network}" if network else 0)
 def test_importing_it_asks_no_network() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@given(objects)
+def test_the_faults_cut_boxes_to_integers_and_forget_what_is_difficult(drawn: Any) -> None:
+    boxes = [[x1 * 32, y1 * 24, x2 * 32, y2 * 24] for (x1, x2), (y1, y2) in drawn]
+    picture = picture_of((24, 32), boxes)
+    out = article_faults(picture, np.random.default_rng(0))
+    whole = np.trunc(picture.boxes)
+    has_area = (whole[:, 2] > whole[:, 0]) & (whole[:, 3] > whole[:, 1])  # without, the network refuses them
+    np.testing.assert_array_equal(out.boxes, whole[has_area])
+    np.testing.assert_array_equal(out.labels, picture.labels[has_area])
+    assert out.boxes.dtype == np.float32
+    assert not out.difficult.any()
+    assert out.image is picture.image

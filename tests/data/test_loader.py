@@ -6,10 +6,11 @@ import hashlib
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,11 @@ def digest(batches: Iterable[Batch]) -> str:
     return total.hexdigest()
 
 
+def training(*arguments: Any, **options: Any) -> Iterator[Batch]:
+    """The batches of a training process that is alone."""
+    return (share.batch for share in training_batches(*arguments, **options))
+
+
 def names(batches: Iterable[Batch]) -> list[str]:
     return [name for batch in batches for name in batch.ids]
 
@@ -64,7 +70,7 @@ def names(batches: Iterable[Batch]) -> list[str]:
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 20])
 def test_every_record_comes_once_an_epoch(records: list[Record], batch: int) -> None:
     steps = -(-len(records) // batch)
-    batches = training_batches(records, FIT, batch=batch)
+    batches = training(records, FIT, batch=batch)
     for _ in range(3):
         epoch = list(islice(batches, steps))
         assert sorted(names(epoch)) == [record.id for record in records]
@@ -81,14 +87,14 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 def test_the_seed_changes_pictures_and_order(records: list[Record]) -> None:
     def first(seed: int) -> str:
-        return digest(islice(training_batches(records, FIT, batch=2, seed=seed), 4))
+        return digest(islice(training(records, FIT, batch=2, seed=seed), 4))
 
     assert len({first(seed) for seed in range(4)}) == 4
     assert first(1) == first(1)
 
 
 def test_an_epoch_augments_anew(records: list[Record]) -> None:
-    batches = islice(training_batches(records[-1:], FIT, batch=1, augmentations=ARTICLE), 12)
+    batches = islice(training(records[-1:], FIT, batch=1, augmentations=ARTICLE), 12)
     assert len({digest([batch]) for batch in batches}) > 4
 
 
@@ -99,7 +105,7 @@ def test_an_epoch_augments_anew(records: list[Record]) -> None:
 def test_workers_change_nothing(records: list[Record], augmentations: tuple[Augmentation, ...]) -> None:
     made = {
         workers: digest(
-            islice(training_batches(records, FIT, batch=2, augmentations=augmentations, seed=5, workers=workers), 10)
+            islice(training(records, FIT, batch=2, augmentations=augmentations, seed=5, workers=workers), 10)
         )
         for workers in (0, 1, 2)
     }
@@ -112,15 +118,15 @@ def test_workers_change_no_evaluation(records: list[Record]) -> None:
 
 @pytest.mark.parametrize("start", [1, 3, 4, 5, 11])
 def test_starting_at_a_step_is_skipping_to_it(records: list[Record], start: int) -> None:
-    straight = training_batches(records, FIT, batch=2, augmentations=ARTICLE)
-    later = training_batches(records, FIT, batch=2, augmentations=ARTICLE, start_step=start)
+    straight = training(records, FIT, batch=2, augmentations=ARTICLE)
+    later = training(records, FIT, batch=2, augmentations=ARTICLE, start_step=start)
     assert digest(islice(straight, start, start + 5)) == digest(islice(later, 5))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_is_drawn_from_global_generators(records: list[Record], workers: int) -> None:
     torch_before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
-    list(islice(training_batches(records, FIT, batch=2, augmentations=ARTICLE, workers=workers), 6))
+    list(islice(training(records, FIT, batch=2, augmentations=ARTICLE, workers=workers), 6))
     list(ordered_batches(records, FIT, batch=2, workers=workers))
     assert torch.equal(torch.random.get_rng_state(), torch_before)
     assert np.random.get_state()[1].tolist() == numpy_before
@@ -197,7 +203,7 @@ def without(records: list[Record], *indices: int) -> list[Record]:
 
 def test_training_takes_another_and_names_the_missing(records: list[Record], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "boxwright"):
-        epoch = list(islice(training_batches(without(records, 1, 2), FIT, batch=1), len(records)))
+        epoch = list(islice(training(without(records, 1, 2), FIT, batch=1), len(records)))
     assert Counter(names(epoch)) == Counter({"000": 1, "003": 3, "004": 1, "005": 1, "006": 1})
     for missing in ("gone_001.png", "gone_002.png"):
         assert missing in caplog.text
@@ -217,4 +223,4 @@ def test_evaluation_counts_the_objects_of_the_missing(records: list[Record], cap
 @pytest.mark.parametrize("workers", [0, 1])
 def test_when_all_are_gone_it_says_so(records: list[Record], workers: int) -> None:
     with pytest.raises(UserError, match=r"gone_00\d\.png"):
-        next(training_batches(without(records, *range(len(records))), FIT, batch=2, workers=workers))
+        next(training(without(records, *range(len(records))), FIT, batch=2, workers=workers))

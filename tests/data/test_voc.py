@@ -11,13 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxwright.data.formats.voc import (
-    Annotation,
-    UnknownClass,
-    class_counts,
-    read_annotation,
-    write_annotation,
-)
+from boxwright.data.formats.base import Annotation, UnknownClass
+from boxwright.data.formats.voc import class_counts, read_annotation, write_annotation
 from boxwright.types import Record
 
 NAMES = ("cat", "dog", "blå <&> \"'")
@@ -63,6 +58,7 @@ def records(draw: st.DrawFn) -> Record:
             boxes[label, x1, y1, x2, y2] = label, [x1, y1, x2, y2]
     count = len(boxes)
     flags = st.lists(st.booleans(), min_size=count, max_size=count)
+    poses = st.lists(st.sampled_from(["", "Left", "Rear <&> side"]), min_size=count, max_size=count)
     return Record(
         id="a",
         image=Path("folder/a & b.jpg"),
@@ -71,6 +67,9 @@ def records(draw: st.DrawFn) -> Record:
         labels=np.array([label for label, _ in boxes.values()], np.int64),
         difficult=np.array(draw(flags), np.bool_),
         truncated=np.array(draw(flags), np.bool_),
+        crowd=np.array(draw(flags), np.bool_),
+        occluded=np.array(draw(flags), np.bool_),
+        pose=np.array(draw(poses), np.str_),
     )
 
 
@@ -83,9 +82,9 @@ def test_what_is_written_is_read_again_exactly(record: Record, tmp_path_factory:
     found = read_annotation(path, LABELS, record.size)
     assert found.faults == ()
     assert np.array_equal(record.boxes, before)
-    for name in ("boxes", "labels", "difficult", "truncated"):
+    for name in ("boxes", "labels", "difficult", "truncated", "crowd", "occluded", "pose"):
         ours, theirs = getattr(found, name), getattr(record, name)
-        assert ours.dtype == theirs.dtype
+        assert ours.dtype.kind == theirs.dtype.kind
         assert ours.shape == theirs.shape
         assert np.array_equal(ours, theirs), name
 
@@ -112,6 +111,13 @@ def test_flags_are_kept(tmp_path: Path) -> None:
     assert found.difficult.tolist() == [True, True, False, False, False]
     assert found.truncated.tolist() == [False, True, True, False, False]
     assert found.faults == ()
+
+
+def test_occlusion_and_pose_are_kept(tmp_path: Path) -> None:
+    found = read(tmp_path, document(thing(f"<pose>\nRear </pose><occluded>1</occluded>{BOX}"), thing(BOX, "dog")))
+    assert found.occluded.tolist() == [True, False]
+    assert found.pose.tolist() == ["Rear", ""]
+    assert found.crowd.tolist() == [False, False]
 
 
 def test_no_object_is_a_negative(tmp_path: Path) -> None:

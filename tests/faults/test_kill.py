@@ -5,6 +5,7 @@ The number of random kills is BOXWRIGHT_KILLS, 100 unless it is set. A broken bu
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -14,13 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.faults import rig
 from tests.faults.conftest import Straight
 
 from boxwright import folders
+from boxwright.data import loader
 from boxwright.models import checkpoint
-from boxwright.training import journal, loop, state
+from boxwright.training import journal, loop, state, step
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name == "nt", reason="forks, and kills process groups")]
 
@@ -112,7 +115,7 @@ PLACES: dict[str, rig.Break] = {
     "the books are written": at_call(1, journal, "append_row", after=True),
     "run.yaml is written": at_call(1, loop.run_folder, "write_run", after=True),
     "run.yaml half": at_call(1, loop.run_folder, "commit"),
-    "in the first step": at_call(1, loop, "check_finite"),
+    "in the first step": at_call(1, step.Step, "_added_up"),
     "after the last evaluation": at_call(2, loop, "judge", after=True),
 }
 
@@ -153,19 +156,9 @@ def test_signals_at_random_moments(number: int, drawn: Path, straight: Straight,
 
 
 def carried_randomness() -> None:
-    """Sampling draws from the generator as the last step left it."""
-    loop.step_seed = lambda seed, step: __import__("torch").initial_seed() if step else seed
-    import torch
-
-    whole = torch.manual_seed
-    calls = 0
-
-    def once(seed: int) -> Any:
-        nonlocal calls
-        calls += 1
-        return whole(seed) if calls <= 1 else torch.default_generator
-
-    loop.torch.manual_seed = once
+    """The order of the pictures is drawn from a generator that goes on from epoch to epoch."""
+    generator = np.random.default_rng(0)
+    loader._shuffled = functools.cache(lambda length, seed, epoch: generator.permutation(length))
 
 
 def forgotten_optimizer() -> None:

@@ -8,18 +8,22 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from boxwright.__main__ import main
+from boxwright.config import Schedule
 from boxwright.folders import held
 from boxwright.models import checkpoint
-from boxwright.training import journal, loop
+from boxwright.training import journal
 from boxwright.training.state import KEPT, NAME, State, States
+from boxwright.training.step import Step
 from boxwright.types import Stopped, UserError
 from boxwright.verbs import train
 
@@ -101,6 +105,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "sgd, cosine, augmented": (2, {"optimizer": "sgd", "schedule": "cosine", "use_train_aug": True, "flip": 0.5}),
     "one worker": (4, {"workers": 1, "flip": 0.5, "layer_decay": 0.7}),
     "three workers": (2, {"workers": 3, "ema": 0.9, "flip": 0.5}),
+    "mixed, in parts": (4, {"mosaic": 0.7, "mixup": 0.5, "copy_paste": 0.5, "micro_batch": 2, "workers": 1}),
+    "jittered, by steps": (4, {"scale_jitter": (0.5, 2.0), "schedule": "step", "optimizer": "sgd", "close_mosaic": 1}),
 }
 
 
@@ -112,6 +118,32 @@ def test_two_and_two_are_four(case: str, drawn: Path, tmp_path: Path, monkeypatc
     folder = interrupted(monkeypatch, drawn, tmp_path / "broken", step, **options)
     torch.rand(5)
     assert train(resume=folder, quiet=True).folder == folder
+    assert_same(result(folder), result(straight))
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    step=st.integers(1, 5),
+    optimizer=st.sampled_from(["sgd", "adamw"]),
+    schedule=st.sampled_from(get_args(Schedule)),
+    ema=st.sampled_from([0.0, 0.9]),
+    micro_batch=st.sampled_from([None, 1, 2]),
+    mosaic=st.sampled_from([0.0, 0.6]),
+    mixup=st.sampled_from([0.0, 0.6]),
+    flip=st.sampled_from([0.0, 0.5]),
+    scale_jitter=st.sampled_from([None, (0.3, 1.7)]),
+    workers=st.sampled_from([0, 1, 3]),
+    close_mosaic=st.integers(0, 2),
+)
+def test_two_and_two_are_four_whatever_the_options(
+    drawn: Path, tmp_path_factory: pytest.TempPathFactory, step: int, **options: Any
+) -> None:
+    place = tmp_path_factory.mktemp("property")
+    straight = run(drawn, place / "straight", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        folder = interrupted(patch, drawn, place / "broken", step, **options)
+    train(resume=folder, workers=3 - options["workers"], quiet=True)
     assert_same(result(folder), result(straight))
 
 
@@ -161,7 +193,7 @@ def test_a_run_that_died_before_its_first_state_begins_again(
         raise SystemExit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "check_finite", dies)
+        patch.setattr(Step, "__call__", dies)
         with pytest.raises(SystemExit):
             run(drawn, tmp_path / "broken")
     train(resume=tmp_path / "broken/it", quiet=True)

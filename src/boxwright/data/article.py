@@ -1,4 +1,4 @@
-"""The article's augmentation list (`--use-train-aug`), by Albumentations; the only file that knows that library."""
+"""What the article's pipeline did to a placed picture and to its objects, and how Albumentations draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from boxwright.data.transforms import Augmentation, Labelled
 
 
 def article_augmentation() -> Augmentation:
-    """One of three blurs (.5), grey (.1), brightness and contrast (.1), colour (.1), gamma (.1).
+    """`--use-train-aug`: one of three blurs (.5), grey (.1), brightness and contrast (.1), colour (.1), gamma (.1).
 
     All of them change pixels only, so the objects pass untouched.
     """
@@ -39,7 +39,25 @@ def article_augmentation() -> Augmentation:
     return partial(_augment, pipeline)  # not a closure: reading workers may get it pickled
 
 
-def _augment(pipeline: A.Compose, picture: Labelled, rng: np.random.Generator) -> Labelled:
-    # One stream for all: `set_random_seed` would seed each transform alike, and all or none of them would act.
+def article_faults(picture: Labelled, rng: np.random.Generator) -> Labelled:
+    """`--article-faults`: boxes cut to integers, `difficult` objects learnt as any other; after all augmentations.
+
+    To measure what mending that is worth. Boxes that have no area then are left out: there, they ended the training.
+    """
+    boxes = picture.boxes.astype(np.int64).astype(np.float32)
+    kept = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    picture = picture.keep(kept, boxes[kept])
+    return replace(picture, difficult=np.zeros_like(picture.difficult))
+
+
+def reseed(pipeline: A.Compose, rng: np.random.Generator) -> None:
+    """Let a pipeline and all of its transforms draw from one stream.
+
+    `set_random_seed` would seed each transform alike, and all or none of them would act.
+    """
     pipeline.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+
+
+def _augment(pipeline: A.Compose, picture: Labelled, rng: np.random.Generator) -> Labelled:
+    reseed(pipeline, rng)
     return replace(picture, image=np.asarray(pipeline(image=picture.image)["image"], np.uint8))

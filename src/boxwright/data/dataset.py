@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from boxwright.data.formats import voc
-from boxwright.data.images import EXTENSIONS, ImageError, read_header
-from boxwright.data.layout import Layout, Source, SplitName, find_layout
+from boxwright.data.formats import FORMATS, voc
+from boxwright.data.formats.base import Item, Reader, Source, UnknownClass, is_class_name
+from boxwright.data.formats.pictures import few
+from boxwright.data.images import ImageError, read_header
+from boxwright.data.layout import Layout, SplitName, find_layout
 from boxwright.registry import nearest
 from boxwright.types import Fault, Record, UserError
 
@@ -39,8 +38,9 @@ class Split:
 class Dataset:
     """A dataset that has been found but not read."""
 
-    path: Path  # the folder or data YAML it was opened from
+    path: Path  # the folder, data YAML or annotation file it was opened from
     layout: Layout
+    _readers: dict[Source, Reader] = field(default_factory=dict[Source, Reader], init=False, repr=False)
 
     @property
     def splits(self) -> tuple[SplitName, ...]:
@@ -48,8 +48,9 @@ class Dataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Choices made while opening that the user should hear of."""
-        return self.layout.notes
+        """Choices made while opening, and reading so far, that the user should hear of."""
+        found = (note for reader in self._readers.values() for note in reader.notes)
+        return tuple(dict.fromkeys((*self.layout.notes, *found)))
 
     @property
     def save_previews(self) -> bool:
@@ -59,7 +60,7 @@ class Dataset:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels 0 .. K-1: as the data YAML lists them, else collected from all annotations."""
-        return self.layout.classes or _collected_classes(self.layout)
+        return self.layout.classes or self._collected_classes()
 
     def with_classes(self, classes: Iterable[str]) -> Dataset:
         """The same files, their labels counted by another list of classes."""
@@ -75,21 +76,21 @@ class Dataset:
         """
         if name not in self.layout.splits:
             raise UserError(f"{self.path} has no split {name!r}; it has {', '.join(self.splits)}")
-        items = _items(self.layout, name)
-        _check_apart(self.layout, name, items)
+        items = self._items(name)
+        self._check_apart(name, items)
         labels = {class_name: label for label, class_name in enumerate(self.classes)}
         records: list[Record] = []
-        faults: list[Fault] = []
-        for item in items:
-            record, found = _read(item, labels)
+        faults = [fault for source in self.layout.splits[name] for fault in self._reader(source).faults]
+        for item, reader in items:
+            record, found = _read(item, reader, labels)
             faults += found
             if record is not None:
                 records.append(record)
         if not ignore_unknown:
             _check_classes(faults, self.classes)
-        pictures = sum(item.image is not None for item in items)
+        pictures = sum(item.image is not None or item.listed for item, _ in items)
         _check_share(name, faults, pictures - len(records), pictures, max_bad)
-        if name == "train" and not any((~record.difficult).any() for record in records):
+        if name == "train" and not any((~(record.difficult | record.crowd)).any() for record in records):
             raise UserError(f"{self.path}: 0 objects to train on in {len(records)} pictures{_examples(faults)}")
         return Split(name, tuple(records), tuple(faults))
 
@@ -101,152 +102,101 @@ class Dataset:
             digest.update(record.boxes.astype("<f4").tobytes())
             digest.update(record.labels.astype("<i8").tobytes())
             digest.update(np.stack([record.difficult, record.truncated]).tobytes())
+            if record.crowd.any():  # otherwise nothing, so that a run begun before there were crowds can go on
+                digest.update(record.crowd.tobytes())
         return digest.hexdigest()[:16]
+
+    def _reader(self, source: Source) -> Reader:
+        """The opened source; opened once, whatever part of it is asked for: one file may hold all annotations."""
+        whole = replace(source, share="all", prefix="")
+        if whole not in self._readers:
+            self._readers[whole] = FORMATS[source.format].open(whole)
+        return self._readers[whole]
+
+    def _items(self, name: SplitName) -> list[_Read]:
+        """The pictures of a split, and annotations without one, in the order of their ids."""
+        sources = self.layout.splits[name]
+        images = {source.images for source in sources}
+        theirs = {  # folders that also hold the annotations of another split's pictures
+            source.annotations
+            for split in self.layout.splits.values()
+            for source in split
+            if source.images not in images
+        }
+        items: list[_Read] = [
+            (item._replace(id=source.prefix + item.id), self._reader(source))
+            for source in sources
+            for item in _share(self._reader(source).items(), source.share)
+            if item.image or item.listed or source.annotations not in theirs
+        ]
+        items.sort(key=lambda read: read[0].id)
+        if twice := [a.id for (a, _), (b, _) in pairwise(items) if a.id == b.id]:
+            raise UserError(f"{name} has two pictures called {twice[0]}, in {_places(sources)}")
+        if not any(item.image for item, _ in items):
+            raise UserError(f"no pictures for {name!r} in {_places(sources)}")
+        return items
+
+    def _check_apart(self, name: SplitName, items: list[_Read]) -> None:
+        """Training and validation must not share a picture."""
+        opposite: dict[SplitName, SplitName] = {"train": "val", "val": "train"}
+        if name not in opposite or _lie_apart(*(self.layout.splits[split] for split in opposite)):
+            return
+        others = set(_real_paths(self._items(opposite[name])))
+        if shared := [path.name for path in _real_paths(items) if path in others]:
+            raise UserError(f"train and val share {len(shared)} pictures: {few(shared)}")
+
+    def _collected_classes(self) -> tuple[str, ...]:
+        """The classes that the sources list, then what else their annotations name, sorted; in a year of the VOC
+        challenge, its own twenty."""
+        sources = [source for sources in self.layout.splits.values() for source in sources]
+        readers = list(dict.fromkeys(map(self._reader, sources)))
+        listed = dict.fromkeys(name for reader in readers for name in reader.classes)
+        counted = {name for reader in readers for name in reader.class_counts() if is_class_name(name)}
+        if not listed and not counted:
+            raise UserError(f"no annotation in {_places(self.layout.splits['train'])} names a class")
+        official = any(
+            source.images and re.fullmatch(r"VOC20\d\d", source.images.parent.name)
+            for source in sources
+            if source.format == "voc"
+        )
+        if official and not listed and counted <= set(voc.CLASSES):
+            return voc.CLASSES
+        return (*listed, *sorted(counted.difference(listed)))
 
 
 def open_dataset(data: str | Path) -> Dataset:
-    """Find the dataset at `data`: a data YAML, a VOCdevkit or a year of it, or a folder of pictures and XML.
+    """Find the dataset at `data`: a data YAML, ours or YOLO's; a folder of pictures and annotations in any format of
+    `formats`; a COCO json; a CSV.
 
-    Only names are looked at. Raises `UserError` for what is missing or mistyped.
+    Only names are looked at, and the first lines of a few files. Raises `UserError` for what is missing or mistyped.
     """
     path = Path(data)
     layout = find_layout(path)
     train, val = layout.splits["train"], layout.splits["val"]
     for source in train:
         if source in val:
-            raise UserError(f"train and val are the same: {source.listing or source.images}")
+            raise UserError(f"train and val are the same: {source}")
     return Dataset(path, layout)
 
 
-# --- one scandir pass per folder
+# --- the pictures of a split
+
+_Read = tuple[Item, Reader]
 
 
-class _Item(NamedTuple):
-    """A picture and its annotation, as far as they exist."""
-
-    id: str
-    image: Path | None
-    annotation: Path | None
-    fault: Fault | None = None  # of the listing, not of the files
+def _places(sources: Iterable[Source]) -> str:
+    return " and ".join(str(source.images or source) for source in sources)
 
 
-class _Folder:
-    """The pictures and XML files in one folder, by stem; hidden files do not count."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.images: dict[str, list[str]] = {}
-        self.annotations: dict[str, str] = {}
-        self.others: Counter[str] = Counter()
-        try:
-            with os.scandir(path) as entries:
-                names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-        except OSError as error:
-            raise UserError(f"cannot read the folder {path}: {error.strerror or error}") from None
-        for name in names:
-            stem, extension = os.path.splitext(name)  # noqa: PTH122  # a Path for each of 10^5 names costs seconds
-            stem, extension = unicodedata.normalize("NFC", stem), extension.lower()
-            if extension in EXTENSIONS:
-                self.images.setdefault(stem, []).append(name)
-            elif extension == ".xml":
-                self.annotations.setdefault(stem, name)
-            else:
-                self.others[extension or "without extension"] += 1
-
-    def contents(self) -> str:
-        kinds = Counter({".xml": len(self.annotations)}) + self.others
-        return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
-
-
-def _items(layout: Layout, name: SplitName) -> list[_Item]:
-    """The pictures of a split, and annotations without one, in the order of their ids."""
-    sources = layout.splits[name]
-    images = {source.images for source in sources}
-    theirs = {  # folders that also hold the annotations of another split's pictures
-        source.annotations for split in layout.splits.values() for source in split if source.images not in images
-    }
-    items = [
-        item for source in sources for item in _source_items(source) if item.image or source.annotations not in theirs
-    ]
-    items.sort(key=lambda item: item.id)
-    if twice := [a.id for a, b in pairwise(items) if a.id == b.id]:
-        raise UserError(f"{name} has two pictures called {twice[0]}, in {_images_of(sources)}")
-    if not any(item.image for item in items):
-        raise UserError(f"no pictures for {name!r} in {_images_of(sources)}")
-    return items
-
-
-def _images_of(sources: Iterable[Source]) -> str:
-    return " and ".join(str(source.images) for source in sources)
-
-
-def _source_items(source: Source) -> list[_Item]:
-    pictures = _Folder(source.images)
-    labels = pictures if source.annotations == source.images else _Folder(source.annotations)
-    if not pictures.images:
-        raise UserError(
-            f"no pictures in {source.images}: looked for {' '.join(EXTENSIONS)}, found {pictures.contents()}"
-        )
-    faults: dict[str, Fault] = {}
-    if source.listing:
-        stems, faults = _listed_ids(source.listing, pictures.images)
-        if missing := [stem for stem in stems if stem not in pictures.images]:
-            raise UserError(
-                f"{source.listing} lists {len(missing)} pictures that are not in {source.images}: {_few(missing)}"
-            )
-    else:
-        stems = [*{**pictures.images, **labels.annotations}]
-    stems = _share(stems, source.share)
-    if pairs := [pictures.images[stem] for stem in stems if len(pictures.images.get(stem, ())) > 1]:
-        names = _few(" and ".join(pair) for pair in sorted(pairs))
-        raise UserError(f"{source.images}: one annotation cannot serve two pictures: {names}. Rename or remove one")
-
-    def item(stem: str) -> _Item:
-        image, annotation = pictures.images.get(stem), labels.annotations.get(stem)
-        return _Item(
-            source.prefix + stem,
-            source.images / image[0] if image else None,
-            source.annotations / annotation if annotation else None,
-            faults.get(stem),
-        )
-
-    return [item(stem) for stem in stems]
-
-
-def _listed_ids(listing: Path, known: Container[str]) -> tuple[list[str], dict[str, Fault]]:
-    """The ids in an ImageSets list, once each: bare, with an extension, or with a column of 1, 0 or -1."""
-    try:
-        text = listing.read_text("utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"cannot read {listing}: {error.strerror or error}") from None
-    stems: dict[str, None] = {}
-    faults: dict[str, Fault] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        stem = unicodedata.normalize("NFC", line.strip())
-        if stem not in known:
-            stem = re.sub(r"\s+-?[01]$", "", stem).rpartition("/")[2]
-            stem = re.sub(_KNOWN_EXTENSION, "", stem, flags=re.IGNORECASE)
-        if stem in stems:
-            faults[stem] = Fault(listing, f"{stem} is listed twice", "repaired", number)
-        elif stem:
-            stems[stem] = None
-    if not stems:
-        raise UserError(f"{listing} lists no pictures")
-    return list(stems), faults
-
-
-_KNOWN_EXTENSION = rf"\.({'|'.join(extension[1:] for extension in (*EXTENSIONS, '.xml'))})$"
-
-
-def _share(stems: list[str], share: str) -> list[str]:
-    """The ids that belong to a share: each on its own by its hash, so that adding pictures moves none."""
+def _share(items: list[Item], share: str) -> list[Item]:
+    """The items that belong to a share: each on its own by its id's hash, so that adding pictures moves none."""
     if share == "all":
-        return sorted(stems)
-    drawn = sorted(stems, key=_draw)
-    kept = [stem for stem in drawn if _draw(stem) < 0.1]
-    if not kept or len(kept) == len(drawn):
-        kept = drawn[: min(1, len(drawn) - 1)]
-    return sorted(kept if share == "val" else set(stems).difference(kept))
+        return items
+    kept = {item.id for item in items if _draw(item.id) < 0.1}
+    pictures = sorted((item.id for item in items if item.image), key=_draw)
+    if len(kept.intersection(pictures)) in (0, len(pictures)):
+        kept = kept.difference(pictures).union(pictures[: min(1, len(pictures) - 1)])
+    return [item for item in items if (item.id in kept) == (share == "val")]
 
 
 def _draw(stem: str) -> float:
@@ -254,21 +204,18 @@ def _draw(stem: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _check_apart(layout: Layout, name: SplitName, items: Iterable[_Item]) -> None:
-    """Training and validation must not share a picture."""
-    opposite: dict[SplitName, SplitName] = {"train": "val", "val": "train"}
-    if name not in opposite:
-        return
-    mine, theirs = ({source.images.resolve() for source in layout.splits[split]} for split in ("train", "val"))
-    if not mine & theirs:
-        return
-    others = set(_real_paths(_items(layout, opposite[name])))
-    if shared := [path.name for path in _real_paths(items) if path in others]:
-        raise UserError(f"train and val share {len(shared)} pictures: {_few(shared)}")
+def _lie_apart(mine: Iterable[Source], theirs: Iterable[Source]) -> bool:
+    """Whether two splits cannot share a picture, because their folders lie apart."""
+    a, b = ([source.images.resolve() if source.images else None for source in split] for split in (mine, theirs))
+    return not any(
+        one is None or other is None or one.is_relative_to(other) or other.is_relative_to(one)
+        for one in a
+        for other in b
+    )
 
 
-def _real_paths(items: Iterable[_Item]) -> Iterable[Path]:
-    paths = [item.image for item in items if item.image]
+def _real_paths(items: Iterable[_Read]) -> Iterable[Path]:
+    paths = [item.image for item, _ in items if item.image]
     folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
     return [folders[path.parent] / path.name for path in paths]
 
@@ -276,24 +223,21 @@ def _real_paths(items: Iterable[_Item]) -> Iterable[Path]:
 # --- one picture
 
 
-def _read(item: _Item, labels: Mapping[str, int]) -> tuple[Record | None, list[Fault]]:
-    faults = [item.fault] if item.fault else []
+def _read(item: Item, reader: Reader, labels: Mapping[str, int]) -> tuple[Record | None, list[Fault]]:
+    faults = list(item.faults)
 
     def skip(path: Path, reason: str) -> tuple[None, list[Fault]]:
         return None, [*faults, Fault(path, reason, "skipped image")]
 
-    if item.image is None:
-        assert item.annotation is not None
-        return skip(item.annotation, "there is no picture of this name")
-    if item.annotation is None:
-        return skip(item.image, "there is no annotation of this name")
+    if item.image is None or item.skipped:
+        return None, faults
     try:
         size = read_header(item.image).size
     except ImageError as error:
         return skip(item.image, error.reason)
     if min(size) < MIN_SIDE:
         return skip(item.image, f"is {size[1]}x{size[0]} pixels: too small to learn from")
-    annotation = voc.read_annotation(item.annotation, labels, size)
+    annotation = reader.read(item, labels, size)
     faults += annotation.faults
     if annotation.skipped:
         return None, faults
@@ -307,6 +251,9 @@ def _read(item: _Item, labels: Mapping[str, int]) -> tuple[Record | None, list[F
             difficult=annotation.difficult,
             truncated=annotation.truncated,
             annotation=item.annotation,
+            crowd=annotation.crowd,
+            occluded=annotation.occluded,
+            pose=annotation.pose,
         ),
         faults,
     )
@@ -315,30 +262,15 @@ def _read(item: _Item, labels: Mapping[str, int]) -> tuple[Record | None, list[F
 # --- the whole split
 
 
-def _collected_classes(layout: Layout) -> tuple[str, ...]:
-    """The classes that the annotations name, sorted; in a year of the VOC challenge, its own twenty."""
-    sources = [source for sources in layout.splits.values() for source in sources]
-    paths = {item.annotation for source in sources for item in _source_items(source) if item.annotation}
-    names: Counter[str] = Counter()
-    for path in paths:
-        names += voc.class_counts(path)
-    if not names:
-        raise UserError(f"no annotation in {_images_of(layout.splits['train'])} names a class")
-    official = any(re.fullmatch(r"VOC20\d\d", source.images.parent.name) for source in sources)
-    if official and names.keys() <= set(voc.CLASSES):
-        return voc.CLASSES
-    return tuple(sorted(names))
-
-
 def _check_classes(faults: Iterable[Fault], classes: tuple[str, ...]) -> None:
-    unknown = [fault for fault in faults if isinstance(fault, voc.UnknownClass)]
+    unknown = [fault for fault in faults if isinstance(fault, UnknownClass)]
     if not unknown:
         return
     counts = Counter(fault.name for fault in unknown)
-    listed = _few(f"{name!r} ({count} objects){_nearest(name, classes)}" for name, count in counts.most_common())
-    first = unknown[0]
+    listed = few(f"{name!r} ({count} objects){_nearest(name, classes)}" for name, count in counts.most_common())
+    where = f"{unknown[0].path}:{unknown[0].line}" if unknown[0].line else str(unknown[0].path)
     raise UserError(
-        f"{first.path}:{first.line}: classes that are not in the list of {len(classes)}: {listed}. "
+        f"{where}: classes that are not in the list of {len(classes)}: {listed}. "
         "Mend the list or the annotations, or leave such objects out with --ignore-unknown"
     )
 
@@ -358,9 +290,4 @@ def _check_share(name: SplitName, faults: list[Fault], skipped: int, pictures: i
 
 def _examples(faults: Iterable[Fault]) -> str:
     spoilt = [str(fault) for fault in faults if fault.action in ("skipped image", "dropped box")]
-    return f": {_few(spoilt)}" if spoilt else ""
-
-
-def _few(items: Iterable[str]) -> str:
-    items = list(items)
-    return "; ".join(items[:3]) + (f"; and {len(items) - 3} more" if len(items) > 3 else "")
+    return f": {few(spoilt)}" if spoilt else ""

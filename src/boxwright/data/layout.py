@@ -1,48 +1,52 @@
-"""Where a dataset's files lie: a folder of a known shape, or a data YAML → the folders of each split.
+"""Where a dataset's files lie and of which format they are: a folder of a known shape, a file, or a data YAML → the
+sources of each split.
 
-Nothing but names is looked at here, so that a wrong path is answered at once. Understood are
+Only names are looked at, and the first lines of a few files, so that a wrong path is answered at once. Understood are
 
     VOCdevkit/VOC*/{Annotations,JPEGImages,ImageSets/Main/*.txt}   also one such year by itself
     {train,valid}/{images,labels}                                  `val`, `test`, `annotations` are known too
-    {images,annotations}  or pictures and XML side by side         no validation split: one is drawn
+    {images,labels}/{train,val}
+    {images,annotations}  or pictures and annotations side by side no validation split: one is drawn
+    annotations/instances_{train,val}2017.json                     one file a split, in the folder or in `annotations`
+    a COCO json, a CSV, a YOLO data.yaml                           by themselves
 """
 
 from __future__ import annotations
 
 import os
-import unicodedata
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 
-from boxwright.data.formats.voc import class_name
+from boxwright.data.data_yaml import (
+    ARTICLE,
+    ARTICLE_DIRS,
+    BACKGROUND,
+    YOLO,
+    DataYaml,
+    exists,
+    expanded,
+    nearest_path,
+)
+from boxwright.data.formats import FORMATS
+from boxwright.data.formats.base import FormatName, Source
+from boxwright.data.formats.pictures import ANNOTATION_FOLDERS, IMAGE_FOLDERS, annotation_folder, few, scan
+from boxwright.data.formats.yolo import NAME_FILES, read_names
 from boxwright.registry import nearest
 from boxwright.types import UserError
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One folder of pictures with the folder of their annotations, or a part of it."""
-
-    images: Path
-    annotations: Path
-    listing: Path | None = None  # a text file of ids; None for all pictures in the folder
-    share: Literal["all", "train", "val"] = "all"  # of a split that is drawn by a hash of the id
-    prefix: str = ""  # makes ids unique where a split has several sources
-
-
 Splits = Mapping[SplitName, tuple[Source, ...]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders of each split, and what a data YAML says beside them."""
+    """The sources of each split, and what a data YAML says beside them."""
 
     splits: Splits
     classes: tuple[str, ...] | None = None  # foreground only; None: collect them from the annotations
@@ -51,45 +55,38 @@ class Layout:
 
 
 def find_layout(data: Path) -> Layout:
-    """The layout of a folder or of a data YAML; raises `UserError` where there is none."""
-    data = _expanded(data)
-    if not _exists(data):
-        raise UserError(f"no dataset at {data.absolute()}.{_nearest_path(data)}")
+    """The layout of a folder, a data YAML or an annotation file; raises `UserError` where there is none."""
+    data = expanded(data)
+    if not exists(data):
+        raise UserError(f"no dataset at {data.absolute()}.{nearest_path(data)}")
     if data.is_dir():
         return _folder_layout(data)
     if data.suffix.lower() in (".yaml", ".yml"):
-        return _Description(data).layout()
-    raise UserError(f"{data} is neither a folder nor a data YAML")
+        return _yaml_layout(DataYaml(data))
+    return _file_layout(data)
 
 
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:  # ~nobody
-        return path
+# --- one file
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long, a folder that may not be looked into
-        return False
-
-
-def _nearest_path(path: Path) -> str:
-    """What exists beside `path` under nearly its name."""
-    if not _exists(path.parent):
-        return f" There is no folder {path.parent.absolute()} either"
-    try:
-        return nearest(path.name, (beside.name for beside in path.parent.iterdir()))
-    except OSError:
-        return ""
+def _file_layout(path: Path) -> Layout:
+    """The layout of a file that annotates all pictures."""
+    for name, form in FORMATS.items():
+        if path.suffix.lower() != form.suffix or not path.is_file():
+            continue
+        if form.one_file:
+            source = Source(None, path, format=name)
+            reason = form.sign([path])
+            if not reason:
+                form.open(source)  # raises, and says why it is not understood
+            return _with_validation(Layout({"train": (source,)}, notes=_format_notes([(source, reason or path.name)])))
+        if form.suffix == ".json" and form.sign([path]):
+            raise UserError(f"{path} is {form.title}'s annotation of one picture: give its folder")
+    raise UserError(f"{path} is neither a folder nor a data YAML, COCO json or CSV")
 
 
 # --- folders
 
-_IMAGES = ("images", "jpegimages")
-_ANNOTATIONS = ("labels", "annotations")
 _SPLIT_FOLDERS: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("valid", "val", "validation"),
@@ -97,29 +94,185 @@ _SPLIT_FOLDERS: dict[SplitName, tuple[str, ...]] = {
 }
 
 
-def _folder_layout(folder: Path) -> Layout:
+def _folder_layout(folder: Path, only: FormatName | None = None, names: tuple[str, ...] = ()) -> Layout:
+    """The layout of a folder: of the format `only`, or of what is recognised; `names` are YOLO's, if known."""
     inside = _folders(folder)
     candidates = [folder] if _is_voc_year(folder) else [inside[name] for name in sorted(inside)]
-    if years := [path for path in candidates if _is_voc_year(path)]:
+    if only in (None, "voc") and (years := [path for path in candidates if _is_voc_year(path)]):
         return _devkit_layout(years)
     if "vocdevkit" in inside:
-        return _folder_layout(inside["vocdevkit"])
-    splits: dict[SplitName, tuple[Source, ...]] = {}
-    for split, names in _SPLIT_FOLDERS.items():
-        if found := _first(inside, names):
-            splits[split] = (_pair(found),)
-    if "train" not in splits:
-        splits = {"train": (_pair(folder),)}
-    return _with_validation(Layout(splits))
+        return _folder_layout(inside["vocdevkit"], only, names)
+    shaped = _pairs(folder)
+    pairs: dict[SplitName, Source] = shaped or {"train": _pair(folder)}
+    sources, notes = _recognised(folder, pairs, only, one_file=bool(shaped))
+    described = _description_in(folder) if only in (None, "yolo") and not names and _may_be_yolo(sources) else None
+    if described and len(sources) < 2:  # its splits are better than none
+        layout = _yaml_layout(described)
+        return replace(layout, notes=(*notes, *layout.notes))
+    if not sources:
+        if only and FORMATS[only].one_file:
+            raise UserError(f"no {FORMATS[only].title} file in {folder}: looked for *{FORMATS[only].suffix}")
+        sources.update((split, replace(pair, format=only or "voc")) for split, pair in pairs.items())
+    if sources["train"].format == "yolo" and not names:
+        names, origin = _class_names(folder, sources["train"], described)
+        notes += (f"the classes' names are those of {origin}",)
+    splits: Splits = {split: (_named(source, names),) for split, source in sources.items()}
+    return _with_validation(Layout(splits, notes=notes))
+
+
+def _recognised(
+    folder: Path, pairs: Mapping[SplitName, Source], only: FormatName | None, *, one_file: bool
+) -> tuple[dict[SplitName, Source], tuple[str, ...]]:
+    """The sources of a folder by split, and why they are taken for what they are; none where nothing is recognised."""
+    seen: dict[SplitName, tuple[Source, str]] = {}
+    for split, pair in pairs.items():
+        if found := _understood(pair, only, one_file=one_file):
+            seen[split] = found
+    sources: dict[SplitName, Source] = {}
+    if seen:  # a split that shows nothing is of the format of the others
+        form = seen["train" if "train" in seen else min(seen)][0].format
+        if not FORMATS[form].one_file:
+            sources.update((split, replace(pair, format=form)) for split, pair in pairs.items())
+    else:
+        seen = _one_file_each(folder, only)
+    sources.update((split, source) for split, (source, _) in seen.items())
+    if sources and "train" not in sources:
+        raise UserError(f"{folder}: nothing to train on; {_SAY_WHICH}")
+    return sources, _format_notes(seen.values())
+
+
+def _may_be_yolo(sources: Mapping[SplitName, Source]) -> bool:
+    return not sources or sources["train"].format == "yolo"
+
+
+def _named(source: Source, names: tuple[str, ...]) -> Source:
+    return replace(source, names=names) if source.format == "yolo" else source
+
+
+def _pairs(folder: Path) -> dict[SplitName, Source]:
+    """Folders of pictures and of annotations, by the names of splits; none if no folder is called so."""
+    inside = _folders(folder)
+    images = _first(inside, IMAGE_FOLDERS)
+    for place in (inside, _folders(images) if images else {}):
+        found: dict[SplitName, Source] = {}
+        for split in SPLITS:
+            if path := _split_folder(place, split):
+                found[split] = _pair(path)
+        if "train" in found:
+            return found
+    return {}
+
+
+def _split_folder(inside: Mapping[str, Path], split: SplitName) -> Path | None:
+    names = _SPLIT_FOLDERS[split]
+    of_a_year = [name for name in sorted(inside) if re.fullmatch(rf"({'|'.join(names)})20\d\d", name)]
+    return _first(inside, (*names, *of_a_year))
+
+
+def _understood(source: Source, only: FormatName | None = None, *, one_file: bool) -> tuple[Source, str] | None:
+    """The same source in the format that its annotations are of, and what shows it; None where nothing does.
+
+    `one_file`: formats with one file for all pictures count too.
+    """
+    files = _by_suffix(source.annotations)
+    for name, form in FORMATS.items():
+        found = files.get(form.suffix, [])
+        if only not in (None, name) or not found or (form.one_file and not one_file):
+            continue
+        if form.one_file:
+            found = _signed(found, name)
+            if len(found) > 1:
+                raise UserError(f"{source.annotations} has several {form.title} files: {_names(found)}. {_SAY_WHICH}")
+        if found and (reason := form.sign(found)):
+            if form.one_file:
+                return Source(None, found[0], format=name), reason
+            return replace(source, format=name), f"{reason} in {source.annotations}"
+    return None
+
+
+_SAY_WHICH = "Say in a data YAML which are train and val"
+_MOST_FILES = 100  # of one suffix: more are files of single pictures
+
+
+def _signed(paths: Sequence[Path], name: FormatName) -> list[Path]:
+    """Those of a few files that a format with one file for all pictures takes for its own."""
+    return [path for path in paths[:_MOST_FILES] if FORMATS[name].sign([path])]
+
+
+def _one_file_each(folder: Path, only: FormatName | None) -> dict[SplitName, tuple[Source, str]]:
+    """A file for each split, by its name, in a folder or in its folder of annotations."""
+    inside = _folders(folder)
+    for place in (folder, *(inside[name] for name in ANNOTATION_FOLDERS if name in inside)):
+        files = _by_suffix(place)
+        for name, form in FORMATS.items():
+            if form.one_file and only in (None, name) and (found := _signed(files.get(form.suffix, []), name)):
+                return {
+                    split: (Source(None, path, format=name), form.sign([path]) or "")
+                    for split, path in _by_split(place, found).items()
+                }
+    return {}
+
+
+def _by_split(place: Path, paths: Sequence[Path]) -> dict[SplitName, Path]:
+    """Files by the split that their names tell; COCO's `instances_*` before captions and key points."""
+    paths = [path for path in paths if path.name.startswith("instances")] or paths
+    if len(paths) == 1:
+        return {"train": paths[0]}
+    found: dict[SplitName, list[Path]] = {}
+    for path in paths:
+        words = re.findall(r"[a-z]+", path.stem.lower())
+        for split, names in _SPLIT_FOLDERS.items():
+            if any(word in names for word in words):
+                found.setdefault(split, []).append(path)
+    if "train" not in found or any(len(those) > 1 for those in found.values()):
+        raise UserError(f"{place} has {_names(paths)}. {_SAY_WHICH}")
+    return {split: found[split][0] for split in SPLITS if split in found}
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return few(path.name for path in paths)
+
+
+def _by_suffix(folder: Path) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for entry in scan(folder):
+        if entry.is_file():  # a FIFO would be waited for
+            files.setdefault(os.path.splitext(entry.name)[1].lower(), []).append(Path(entry.path))  # noqa: PTH122
+    return files
+
+
+def _format_notes(seen: Iterable[tuple[Source, str]]) -> tuple[str, ...]:
+    """What was recognised and why; nothing about VOC, which is what is expected."""
+    return tuple(
+        dict.fromkeys(f"{FORMATS[source.format].title}: {reason}" for source, reason in seen if source.format != "voc")
+    )
+
+
+def _description_in(folder: Path) -> DataYaml | None:
+    """The data YAML of YOLO's kind in a folder."""
+    for name in ("data.yaml", "data.yml", "dataset.yaml"):
+        if (folder / name).is_file() and (description := DataYaml(folder / name)).yolo:
+            return description
+    return None
+
+
+def _class_names(folder: Path, source: Source, described: DataYaml | None) -> tuple[tuple[str, ...], Path]:
+    """What YOLO's classes 0, 1, ... are called, and the file that says it."""
+    if described:
+        return described.names(), described.path
+    folders = dict.fromkeys((folder, source.annotations, source.annotations.parent))
+    for path in (place / name for place in folders for name in NAME_FILES):
+        if path.is_file():
+            return read_names(path), path
+    raise UserError(
+        f"{folder} has labels of YOLO, but nothing says what their classes are called: looked for data.yaml, "
+        f"{', '.join(NAME_FILES)}. Write classes.txt with a name a line, the first for class 0"
+    )
 
 
 def _folders(folder: Path) -> dict[str, Path]:
     """The folders in `folder` by their names in lower case."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name.lower(): folder / entry.name for entry in entries if entry.is_dir()}
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from None
+    return {entry.name.lower(): folder / entry.name for entry in scan(folder) if entry.is_dir()}
 
 
 def _first(inside: Mapping[str, Path], names: Iterable[str]) -> Path | None:
@@ -133,10 +286,11 @@ def _is_voc_year(folder: Path) -> bool:
 def _pair(folder: Path) -> Source:
     """The pictures and annotations of `folder`: in folders of their own inside it, beside it, or mixed."""
     inside = _folders(folder)
-    beside = _folders(folder.parent) if folder.name.lower() in _IMAGES else {}
-    if images := _first(inside, _IMAGES):
-        return Source(images, _first(inside, _ANNOTATIONS) or images)
-    return Source(folder, _first(beside, _ANNOTATIONS) or folder)
+    images = _first(inside, IMAGE_FOLDERS)
+    annotations = _first(inside, ANNOTATION_FOLDERS)
+    if images:
+        return Source(images, annotations or images)
+    return Source(folder, annotations or annotation_folder(folder))
 
 
 def _devkit_layout(years: list[Path]) -> Layout:
@@ -167,8 +321,13 @@ def _devkit_layout(years: list[Path]) -> Layout:
 
 
 def _prefixed(sources: Iterable[Source]) -> list[Source]:
-    """Sources whose ids begin with the name of their folder."""
-    return [replace(source, prefix=f"{source.images.parent.name}_") for source in sources]
+    """Sources whose ids begin with the name of their folder, or with a number where these are the same."""
+    sources = list(sources)
+    places = list(dict.fromkeys(source.images or source.annotations for source in sources))
+    names = {place: place.parent.name if place.is_dir() else place.stem for place in places}
+    if len(set(names.values())) < len(names):
+        names = {place: str(number) for number, place in enumerate(places, 1)}
+    return [replace(source, prefix=f"{names[source.images or source.annotations]}_") for source in sources]
 
 
 def _with_validation(layout: Layout) -> Layout:
@@ -187,192 +346,133 @@ def _with_validation(layout: Layout) -> Layout:
 
 # --- data YAML
 
-_ARTICLE_DIRS = ("TRAIN_DIR_IMAGES", "TRAIN_DIR_LABELS", "VALID_DIR_IMAGES", "VALID_DIR_LABELS")
-_ARTICLE = (*_ARTICLE_DIRS, "CLASSES", "NC", "SAVE_VALID_PREDICTION_IMAGES")
-_SHORT = ("path", "train", "val", "test", "format", "classes")
-_OTHER_TOOLS = {"names": "classes", "valid": "val", "nc": "NC", "root": "path"}
-_BACKGROUND = "__background__"
-_MAX_YAML_BYTES = 1_000_000
+
+def _yaml_layout(data: DataYaml) -> Layout:
+    article = [key for key in data.nodes if key in ARTICLE]
+    short = [key for key in data.nodes if key in YOLO]
+    if article and short:
+        raise data.error(data.nodes[short[0]], f"{short[0]!r} does not go with {article[0]!r}: use one form")
+    return _short_form(data) if short else _article_form(data)
 
 
-class _Description:
-    """A data YAML, its nodes looked at but never constructed: messages know lines, and no tag can act."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.nodes = self._read()
-
-    def layout(self) -> Layout:
-        article = [key for key in self.nodes if key in _ARTICLE]
-        short = [key for key in self.nodes if key in _SHORT]
-        if article and short:
-            raise self._error(self.nodes[short[0]], f"{short[0]!r} does not go with {article[0]!r}: use one form")
-        return self._short_form() if short else self._article_form()
-
-    def _article_form(self) -> Layout:
-        missing = [key for key in (*_ARTICLE_DIRS, "CLASSES") if key not in self.nodes]
-        if missing:
-            raise UserError(f"{self.path}: {', '.join(missing)} missing")
-        classes, stated = self._classes("CLASSES"), self._whole_number("NC")
-        if stated is not None and stated not in (len(classes), len(classes) + 1):
-            raise self._error(
-                self.nodes["NC"],
-                f"NC is {stated}, but CLASSES has {len(classes)}, {len(classes) + 1} with {_BACKGROUND}",
-            )
-        train_images, train_labels, val_images, val_labels = (
-            self._existing(self.nodes[key], key, self._bases(), folder=True) for key in _ARTICLE_DIRS
+def _article_form(data: DataYaml) -> Layout:
+    missing = [key for key in (*ARTICLE_DIRS, "CLASSES") if key not in data.nodes]
+    if missing:
+        raise UserError(f"{data.path}: {', '.join(missing)} missing")
+    classes, stated = data.classes("CLASSES"), data.whole_number("NC")
+    if stated is not None and stated not in (len(classes), len(classes) + 1):
+        raise data.error(
+            data.nodes["NC"],
+            f"NC is {stated}, but CLASSES has {len(classes)}, {len(classes) + 1} with {BACKGROUND}",
         )
-        return Layout(
-            {"train": (Source(train_images, train_labels),), "val": (Source(val_images, val_labels),)},
-            classes,
-            save_previews=self._flag("SAVE_VALID_PREDICTION_IMAGES", default=True),
-        )
+    train_images, train_labels, val_images, val_labels = (
+        data.existing(data.nodes[key], key, data.bases, folder=True) for key in ARTICLE_DIRS
+    )
+    return Layout(
+        {"train": (Source(train_images, train_labels),), "val": (Source(val_images, val_labels),)},
+        classes,
+        save_previews=data.flag("SAVE_VALID_PREDICTION_IMAGES", default=True),
+    )
 
-    def _short_form(self) -> Layout:
-        if "format" in self.nodes and self._text(self.nodes["format"], "format") not in ("voc", "auto"):
-            raise self._error(self.nodes["format"], "format must be voc or auto")
-        classes = self._classes("classes") if "classes" in self.nodes else None
-        bases = self._bases()
-        if "path" in self.nodes:
-            bases = (self._existing(self.nodes["path"], "path", bases, folder=True),)
-        splits: dict[SplitName, tuple[Source, ...]] = {}
-        for split in SPLITS:
-            if split in self.nodes:
-                splits[split] = self._sources(split, bases)
-        if not splits and "path" in self.nodes:
-            return replace(_folder_layout(bases[0]), classes=classes)
-        if "train" not in splits:
-            raise UserError(f"{self.path}: train missing")
-        return _with_validation(Layout(splits, classes))
 
-    def _sources(self, split: SplitName, bases: tuple[Path, ...]) -> tuple[Source, ...]:
-        node = self.nodes[split]
-        items = node.value if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq" else [node]
-        places = [self._existing(item, split, bases) for item in items]
+def _short_form(data: DataYaml) -> Layout:
+    form = _stated_format(data)
+    names = data.names() if "names" in data.nodes else ()
+    classes = data.classes("classes") if "classes" in data.nodes else None
+    if classes and not names:
+        names = data.list_of_names("classes")
+    if names and not classes:
+        classes = tuple(name for name in names if name not in ("", BACKGROUND))
+    bases = data.bases
+    if "path" in data.nodes:
+        bases = (data.existing(data.nodes["path"], "path", bases, folder=True),)
+    notes = (f"{data.path.name}: not used: {', '.join(data.unused)}",) if data.unused else ()
+    stated = _Stated(data, bases, form, names)
+    splits: dict[SplitName, tuple[Source, ...]] = {}
+    for split in SPLITS:
+        if split in data.nodes:
+            splits[split], found = stated.sources(split)
+            notes += found
+    if not splits and "path" in data.nodes and "images" not in data.nodes:
+        layout = _folder_layout(bases[0], form, names)
+        return replace(layout, classes=classes, notes=(*notes, *layout.notes))
+    if "train" not in splits:
+        raise UserError(f"{data.path}: train missing")
+    return _with_validation(Layout(splits, classes, tuple(dict.fromkeys(notes))))
+
+
+def _stated_format(data: DataYaml) -> FormatName | None:
+    """The format that a data YAML states; None where it is to be recognised."""
+    said = data.text(data.nodes["format"], "format") if "format" in data.nodes else "yolo" if data.yolo else "auto"
+    for name in get_args(FormatName):
+        if said == name:
+            return name
+    if said != "auto":
+        choices = (*get_args(FormatName), "auto")
+        raise data.error(data.nodes["format"], f"format must be one of {', '.join(choices)}.{nearest(said, choices)}")
+    return None
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """What the short form says that holds for every split."""
+
+    data: DataYaml
+    bases: tuple[Path, ...]  # where the paths of splits start
+    form: FormatName | None  # None: to be recognised
+    names: tuple[str, ...]  # of YOLO's classes, if stated
+
+    def sources(self, split: SplitName) -> tuple[tuple[Source, ...], tuple[str, ...]]:
+        """The sources of a split, and what was recognised."""
+        items = self.data.items(self.data.nodes[split])
+        places = [self.data.existing(item, split, self.bases) for item in items]
         if not places:
-            raise self._error(node, f"{split} is empty")
+            raise self.data.error(self.data.nodes[split], f"{split} is empty")
+        images = self._images(split)
         sources: list[Source] = []
+        seen: list[tuple[Source, str]] = []
         for item, place in zip(items, places, strict=True):
-            year = next((parent for parent in place.parents if _is_voc_year(parent)), None)
             if place.is_dir():
-                sources.append(_pair(place))
-            elif year:
-                sources.append(replace(_pair(year), listing=place))
+                source, reason = self._of_folder(item, split, place, images)
+                seen += [(source, reason)] if reason else []
             else:
-                raise self._error(item, f"{split}: {place} is a file in no folder with JPEGImages and Annotations")
-        return tuple(_prefixed(sources) if len(sources) > 1 else sources)
+                source = self._of_file(item, split, place, images)
+            if source.format == "yolo":
+                source = _named(source, self.names or _class_names(place, source, None)[0])
+            sources.append(source)
+        return tuple(_prefixed(sources) if len(sources) > 1 else sources), _format_notes(seen)
 
-    def _bases(self) -> tuple[Path, ...]:
-        return self.path.parent, Path.cwd()
+    def _of_folder(self, node: yaml.Node, split: SplitName, place: Path, images: Path | None) -> tuple[Source, str]:
+        """The source in a folder, and what shows its format, if that is not stated."""
+        pair = Source(images, place) if images else _pair(place)
+        if self.form and not FORMATS[self.form].one_file:
+            return replace(pair, format=self.form), ""
+        if found := _understood(pair, self.form, one_file=True):
+            source, reason = found
+            return replace(source, images=images or source.images), "" if self.form else reason
+        if self.form:
+            raise self.data.error(node, f"{split}: no {FORMATS[self.form].title} file in {pair.annotations}")
+        return pair, ""
 
-    def _existing(self, node: yaml.Node, key: str, bases: tuple[Path, ...], *, folder: bool = False) -> Path:
-        """The file or folder that a node names, looked for below each of `bases` unless it is absolute."""
-        text = self._text(node, key)
-        tried = list(dict.fromkeys((base / _expanded(Path(text))).absolute() for base in bases))
-        place = next((place for place in tried if _exists(place)), None)
-        if place is None:
-            hint = ""
-            if "\\" in text:
-                hint = " Write / between folders"
-            elif "$" in text:
-                hint = " Variables are not expanded"
-            where = " or ".join(str(place) for place in tried)
-            raise self._error(node, f"{key}: nothing at {where}.{hint or _nearest_path(tried[0])}")
-        if folder and not place.is_dir():
-            raise self._error(node, f"{key}: {place} is a file, not a folder")
-        return place
+    def _of_file(self, node: yaml.Node, split: SplitName, place: Path, images: Path | None) -> Source:
+        """The source that a file is: the annotations of all pictures, or a list of pictures."""
+        for name, form in FORMATS.items():
+            if form.one_file and (self.form == name or (self.form is None and place.suffix.lower() == form.suffix)):
+                return Source(images, place, format=name)
+        if self.form == "yolo":
+            return Source(images, place.parent, listing=place, format="yolo")
+        if year := next((parent for parent in place.parents if _is_voc_year(parent)), None):
+            return replace(_pair(year), listing=place)
+        hint = "If it is YOLO's, say `format: yolo`"
+        raise self.data.error(node, f"{split}: {place} is a file in no folder with JPEGImages and Annotations. {hint}")
 
-    def _classes(self, key: str) -> tuple[str, ...]:
-        node = self.nodes[key]
-        if not isinstance(node, yaml.SequenceNode) or node.tag != _TAG + "seq":
-            raise self._error(node, f"{key} must be a list of names")
-        lines: dict[str, int] = {}
-        for item in node.value:
-            name = class_name(self._text(item, f"{key}: a class name"))
-            if not name or any(unicodedata.category(letter).startswith("C") for letter in name):
-                raise self._error(item, f"{key}: {name!r} is no name for a class")
-            if name in lines:
-                raise self._error(item, f"{key}: {name!r} is there twice, first on line {lines[name]}")
-            if name == _BACKGROUND and lines:
-                raise self._error(item, f"{key}: {_BACKGROUND} must come first, or not at all")
-            lines[name] = _line(item)
-        lines.pop(_BACKGROUND, None)
-        if not lines:
-            raise self._error(node, f"{key} names no class")
-        return tuple(lines)
-
-    def _text(self, node: yaml.Node, what: str) -> str:
-        if not isinstance(node, yaml.ScalarNode):
-            raise self._error(node, f"{what} must be text")
-        if node.tag != _TAG + "str":
-            kind = node.tag.removeprefix(_TAG)
-            if not node.value:
-                raise self._error(node, f"{what} is empty")
-            raise self._error(node, f"{what} must be text, and YAML reads {node.value} as {kind}: quote it")
-        if not node.value.strip():
-            raise self._error(node, f"{what} is empty")
-        return node.value.strip()
-
-    def _whole_number(self, key: str) -> int | None:
-        node = self.nodes.get(key)
-        if node is None:
-            return None
-        if node.tag != _TAG + "int" or not node.value.isdecimal():
-            raise self._error(node, f"{key} must be a whole number, without quotes")
-        return int(node.value[:9])
-
-    def _flag(self, key: str, *, default: bool) -> bool:
-        node = self.nodes.get(key)
-        if node is None:
-            return default
-        if node.tag != _TAG + "bool":
-            raise self._error(node, f"{key} must be True or False, without quotes")
-        return yaml.SafeLoader.bool_values[node.value.lower()]
-
-    def _read(self) -> dict[str, yaml.Node]:
-        """The nodes by their keys: known keys, each once."""
-        root = self._compose()
-        if not isinstance(root, yaml.MappingNode):
-            raise UserError(f"{self.path} is no data YAML: it must hold keys like TRAIN_DIR_IMAGES: ... or train: ...")
-        nodes: dict[str, yaml.Node] = {}
-        lines: dict[str, int] = {}
-        for key_node, node in root.value:
-            key = str(key_node.value)
-            if not isinstance(key_node, yaml.ScalarNode) or key not in (*_ARTICLE, *_SHORT):
-                known = _OTHER_TOOLS.get(key)
-                hint = f" Did you mean {known!r}?" if known else nearest(key, (*_ARTICLE, *_SHORT))
-                raise self._error(key_node, f"unknown key {key[:80]!r}.{hint}")
-            if key in nodes:
-                raise self._error(key_node, f"{key} is there twice, first on line {lines[key]}")
-            nodes[key], lines[key] = node, _line(key_node)
-        return nodes
-
-    def _compose(self) -> yaml.Node | None:
-        try:
-            with self.path.open("rb") as file:
-                data = file.read(_MAX_YAML_BYTES + 1)
-            if len(data) > _MAX_YAML_BYTES:
-                raise UserError(f"{self.path} is larger than {_MAX_YAML_BYTES // 1_000_000} MB: no data YAML")
-            return yaml.compose(data.decode("utf-8-sig"), Loader=yaml.SafeLoader)
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{self.path} is no UTF-8 text") from None
-        except RecursionError:
-            raise UserError(f"{self.path} is nested too deep for a data YAML") from None
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-            raise UserError(f"{self.path}{where}: is no YAML: {error.problem or error.context}") from None
-        except yaml.YAMLError as error:  # a character that YAML does not allow
-            raise UserError(f"{self.path} is no YAML: {str(error).splitlines()[0]}") from None
-
-    def _error(self, node: yaml.Node, what: str) -> UserError:
-        return UserError(f"{self.path}:{_line(node)}: {what}")
-
-
-_TAG = "tag:yaml.org,2002:"
-
-
-def _line(node: yaml.Node) -> int:
-    return node.start_mark.line + 1
+    def _images(self, split: SplitName) -> Path | None:
+        """The folder of pictures that is stated, for all splits or for this one."""
+        node = self.data.nodes.get("images")
+        if isinstance(node, yaml.MappingNode):
+            by_split = {str(key.value): value for key, value in node.value}
+            for key, _ in node.value:
+                if str(key.value) not in SPLITS:
+                    raise self.data.error(key, f"images: {str(key.value)[:80]!r} is none of {', '.join(SPLITS)}")
+            node = by_split.get(split)
+        return self.data.existing(node, "images", self.bases, folder=True) if node else None

@@ -67,8 +67,9 @@ def _dataset(
     for image, record in enumerate(records):
         boxes = _corner_and_size(record.boxes)  # (N, 4)
         sizes = boxes[:, 2] * boxes[:, 3] if areas is None else areas[image]  # (N,)
-        for box, label, area in zip(boxes.tolist(), record.labels.tolist(), sizes.tolist(), strict=True):
-            annotation = {"image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0}
+        crowds = record.crowd.astype(int).tolist()
+        for box, label, area, crowd in zip(boxes.tolist(), record.labels.tolist(), sizes.tolist(), crowds, strict=True):
+            annotation = {"image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": crowd}
             annotations.append(annotation | {"id": len(annotations) + 1})  # an id of 0 would mean "unmatched"
     return {
         "images": [{"id": image} for image in range(len(records))],

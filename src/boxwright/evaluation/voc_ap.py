@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -60,14 +59,7 @@ def average_precision(
 
 
 def _without_difficult(record: Record) -> Record:
-    keep = ~record.difficult
-    return replace(
-        record,
-        boxes=record.boxes[keep],
-        labels=record.labels[keep],
-        difficult=record.difficult[keep],
-        truncated=record.truncated[keep],
-    )
+    return record.only(~record.difficult)
 
 
 def _nearest_objects(

@@ -11,7 +11,7 @@ import torch
 from PIL import ImageOps
 
 from boxwright.data.images import decode
-from boxwright.data.loader import collate, ordered_batches
+from boxwright.data.loader import TIMEOUT, collate, ordered_batches
 from boxwright.data.transforms import Fit, make_sample
 from boxwright.models import checkpoint
 from boxwright.types import Batch, Detections, Record, UInt8, UserError, no_boxes
@@ -69,11 +69,20 @@ class Predictor:
         return [found[i] for i in range(len(records))]
 
     def each_record(
-        self, records: Sequence[Record], *, batch: int = 1, workers: int = 0
+        self,
+        records: Sequence[Record],
+        *,
+        batch: int = 1,
+        workers: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        timeout: float = TIMEOUT,
     ) -> Iterator[tuple[int, Detections]]:
-        """(index of the record, its boxes), in the order in which they are ready."""
+        """(index of the record, its boxes), in the order in which they are ready: this rank's share of them."""
         index = {record.id: i for i, record in enumerate(records)}
-        for pictures in ordered_batches(records, self.fit, batch=batch, workers=workers):
+        for pictures in ordered_batches(
+            records, self.fit, batch=batch, workers=workers, rank=rank, ranks=ranks, timeout=timeout
+        ):
             for name, found in zip(pictures.ids, self._run(pictures), strict=True):
                 yield index[name], self._to_picture(found, records[index[name]].size)
 

@@ -48,9 +48,10 @@ class Header:
     sha256: str = ""  # over the tensors: no file format notices a flipped bit
 
 
-def save(path: Path, detector: nn.Module, header: Header) -> None:
-    """Write a checkpoint: complete under its name, or not there at all."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in detector.state_dict().items()}
+def save(path: Path, detector: nn.Module | Mapping[str, Tensor], header: Header) -> None:
+    """Write a checkpoint of a detector or of its `state_dict`: complete under its name, or not there at all."""
+    values = detector.state_dict() if isinstance(detector, nn.Module) else detector
+    tensors = {name: t.detach().cpu().contiguous() for name, t in values.items()}
     text = json.dumps({**asdict(header), "sha256": digest(tensors)})
     temporary = path.with_name(path.name + ".tmp")
     try:

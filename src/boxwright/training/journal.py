@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -14,13 +15,14 @@ from typing import Any, Self
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from torch import Tensor, nn
+from torch import nn
 
 from boxwright.config import Run
 from boxwright.data.dataset import Dataset, Split
 from boxwright.progress import clock
 from boxwright.training import plots
 from boxwright.training.run_folder import append_json, append_row
+from boxwright.training.sinks import Sinks
 
 BOOKS = ("metrics.jsonl", "results.csv")
 LOG_EVERY = 10  # steps
@@ -38,14 +40,18 @@ class Journal:
         steps_per_epoch: int,
         device: torch.device,
         *,
+        batch: int,
+        ranks: int = 1,
         quiet: bool = False,
-        since: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.run = run
         self.total = total
         self.steps_per_epoch = steps_per_epoch
         self.device = device
+        self.batch = batch
+        self.ranks = ranks
+        self.sinks: Sinks | None = None
         self._quiet = quiet
         self._console = Console(stderr=True, highlight=False)
         self._file = (folder / "train.log").open("a", encoding="utf-8")
@@ -56,8 +62,6 @@ class Journal:
         self._window: list[dict[str, float]] = []  # losses of the steps since the last line of metrics.jsonl
         self._epoch: list[float] = []  # losses since the last evaluation
         self._started = self._shown = self._window_started = time.monotonic()
-        if since:
-            self._take_back(since)
 
     def __enter__(self) -> Self:
         logging.getLogger("boxwright").addHandler(self._handler)
@@ -76,15 +80,15 @@ class Journal:
     def place(self) -> dict[str, Any]:
         """Where the books stand, for a state: their lengths, and what is not written yet."""
         sizes = {name: _size(self.folder / name) for name in BOOKS}
-        return {"sizes": sizes, "window": self._window, "epoch": self._epoch, "seconds": self._seconds()}
+        return {"sizes": sizes, "window": self._window, "epoch": self._epoch, "seconds": self.seconds()}
 
-    def _take_back(self, since: Mapping[str, Any]) -> None:
+    def take_back(self, since: Mapping[str, Any]) -> None:
         """Make the books again what they were at `place`: what came after is going to come again."""
         for name, size in since["sizes"].items():
             if _size(self.folder / name) > size:
                 os.truncate(self.folder / name, size)
         self._window, self._epoch = list(since["window"]), list(since["epoch"])
-        self._started -= since["seconds"]
+        self._started = min(self._started, time.monotonic() - since["seconds"])  # time that was lost has gone, too
 
     def say(self, message: str) -> None:
         """A line that stays."""
@@ -107,24 +111,29 @@ class Journal:
             for line in fault_lines(split):
                 self.say(f"  {line}")
         self.say(f"{run.model}: {parameters:,} parameters, {origin}")
+        many = f"{self.total} steps" if not run.time_budget else f"{run.time_budget} of steps"
+        on = f"{self.ranks} × {self.device.type}" if self.ranks > 1 else str(self.device)
         self.say(
-            f"{self.total} steps of {run.batch}, {run.optimizer} at {run.learning_rate:g}, pictures at {run.imgsz}"
-            f"{' square' if run.square_training else ''}, on {self.device}; writing {self.folder}"
+            f"{many} of {self.batch}, {run.optimizer} at {run.learning_rate:g}, pictures at {run.imgsz}"
+            f"{' square' if run.square_training else ''}, on {on}; "
+            f"writing {self.folder}"
         )
 
-    def step(self, step: int, losses: Mapping[str, Tensor], rate: float, norm: Tensor) -> None:
+    def step(self, step: int, losses: Mapping[str, float], rate: float, norm: float) -> None:
         """Step number `step` (0-based) is done; `rate` is its learning rate, `norm` that of its gradient."""
-        values = {name: value.item() for name, value in losses.items()}
-        self._window.append({"loss": sum(values.values()), **values})
+        self._window.append({"loss": sum(losses.values()), **losses})
         self._epoch.append(self._window[-1]["loss"])
         if (step + 1) % LOG_EVERY and step + 1 < self.total:
             self._show(step)
             return
         seconds = max(time.monotonic() - self._window_started, 1e-9)
         mean = {name: sum(row[name] for row in self._window) / len(self._window) for name in self._window[0]}
-        images = len(self._window) * self.run.batch / seconds
+        images = len(self._window) * self.batch / seconds
         row = {"step": step + 1, "epoch": step // self.steps_per_epoch + 1, "lr": rate, **mean}
-        append_json(self.folder / "metrics.jsonl", {**row, "gradient": norm.item(), "images_per_s": images})
+        row |= {"gradient": norm, "images_per_s": images}
+        append_json(self.folder / "metrics.jsonl", row)
+        if self.sinks:
+            self.sinks.write(step + 1, {f"train/{k}": v for k, v in row.items() if k != "step"})
         self._show(step, f"loss {mean['loss']:.3f}  {images:.1f} images/s{self._memory()}")
         self._window, self._window_started = [], time.monotonic()
 
@@ -136,21 +145,31 @@ class Journal:
     def evaluation(self, step: int, scores: Mapping[str, float], *, best: bool) -> None:
         """The scores after `step`."""
         epoch = -(-(step + 1) // self.steps_per_epoch)
-        loss = sum(self._epoch) / len(self._epoch)
-        row = {"epoch": epoch, "step": step + 1, "loss": loss, **scores, "seconds": self._seconds()}
+        loss = sum(self._epoch) / len(self._epoch) if self._epoch else math.nan
+        row = {"epoch": epoch, "step": step + 1, "loss": loss, **scores, "seconds": self.seconds()}
         append_row(self.folder / "results.csv", row)
         append_json(self.folder / "metrics.jsonl", {"evaluation": True, **row})
+        if self.sinks:
+            self.sinks.write(step + 1, {f"val/{k.removeprefix('val_')}": v for k, v in scores.items()})
+        self.picture(step + 1, "validation")
         plots.plot_map(self.folder)
         plots.plot_losses(self.folder)
+        plots.plot_learning_rate(self.folder)
         self.say(
             f"epoch {epoch}/{self.run.epochs}  loss {loss:.3f}  mAP {scores['map']:.3f}  mAP50 {scores['map50']:.3f}"
-            f"  {'best so far' if best else '':11}  {clock(self._seconds())} gone, {self._left(step)} left"
+            f"  {'best so far' if best else '':11}  {clock(self.seconds())} gone, {self._left(step)} left"
         )
         self._epoch, self._window_started = [], time.monotonic()
 
+    def picture(self, steps: int, name: str) -> None:
+        """A picture of previews/ is there, after so many steps."""
+        path = self.folder / "previews" / f"{name}.jpg"
+        if self.sinks and path.exists():
+            self.sinks.picture(steps, name, path)
+
     def conclude(self, best: Mapping[str, float], epoch: int) -> None:
         self.say(
-            f"best mAP {best['map']:.3f} (mAP50 {best['map50']:.3f}) in epoch {epoch}, after {clock(self._seconds())}; "
+            f"best mAP {best['map']:.3f} (mAP50 {best['map50']:.3f}) in epoch {epoch}, after {clock(self.seconds())}; "
             f"weights, graphs and pictures are in {self.folder}"
         )
 
@@ -162,11 +181,12 @@ class Journal:
             self._shown = time.monotonic()
             self.say(f"step {step + 1}/{self.total}  {text}  {self._left(step)} left")
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
+        """How long the run has taken, over all its parts."""
         return time.monotonic() - self._started
 
     def _left(self, step: int) -> str:
-        return clock(self._seconds() / (step + 1) * (self.total - step - 1))
+        return clock(self.seconds() / (step + 1) * (self.total - step - 1))
 
     def _memory(self) -> str:
         if self.device.type != "cuda":
@@ -179,6 +199,49 @@ class Journal:
             TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[text]}"),
         )
         return Progress(*columns, console=self._console, transient=True)
+
+
+class Unwritten(Journal):
+    """What the ranks that do not write have for a journal."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def place(self) -> dict[str, Any]:
+        return {}
+
+    def take_back(self, since: Mapping[str, Any]) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        pass
+
+    def introduce(self, dataset: Dataset, splits: Sequence[Split], detector: nn.Module, origin: str) -> None:
+        pass
+
+    def step(self, step: int, losses: Mapping[str, float], rate: float, norm: float) -> None:
+        pass
+
+    def evaluating(self, done: int, pictures: int) -> None:
+        pass
+
+    def evaluation(self, step: int, scores: Mapping[str, float], *, best: bool) -> None:
+        pass
+
+    def conclude(self, best: Mapping[str, float], epoch: int) -> None:
+        pass
+
+    def picture(self, steps: int, name: str) -> None:
+        pass
+
+    def seconds(self) -> float:
+        return 0.0
 
 
 class _Warnings(logging.Handler):

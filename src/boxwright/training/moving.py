@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from boxwright.models.detectors.base import Detector
+from boxwright.training.distributed import like, put, whole
 from boxwright.training.state import State
 from boxwright.types import UserError
 
@@ -22,14 +23,20 @@ class Average:
     forgotten.
     """
 
-    def __init__(self, detector: Detector, decay: float) -> None:
+    def __init__(self, detector: Detector, decay: float, shard: Callable[[Detector], None] = lambda _: None) -> None:
         self.decay = decay
         self.detector = copy.deepcopy(detector).requires_grad_(requires_grad=False).eval()
+        shard(self.detector)  # before the detector itself is: pieces cannot be copied
+        self.follow(detector)
+
+    def follow(self, detector: Detector) -> Detector:
+        """Average the parameters that `detector` has now; gives the averaged detector."""
         self._parameters = (
             cast(list[Tensor], list(self.detector.parameters())),
             cast(list[Tensor], list(detector.parameters())),
         )
         self._buffers = list(zip(self.detector.buffers(), detector.buffers(), strict=True))
+        return self.detector
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -56,9 +63,12 @@ class Moving:
         self.scaler = scaler
 
     def state(self, step: int, values: dict[str, Any]) -> State:
-        """Everything as it is now. The tensors are the living ones: they are to be copied before the next step."""
-        tensors = dict(self._tensors())
-        tensors |= {f"optimizer/{i}/{k}": t for i, k, t in _entries(self.optimizer.state_dict()["state"])}
+        """Everything as it is now. The tensors are the living ones: they are to be copied before the next step.
+
+        Where they are cut into pieces all ranks must ask at once.
+        """
+        tensors = {name: whole(tensor) for name, tensor in self._tensors()}
+        tensors |= {f"optimizer/{i}/{k}": whole(t) for i, k, t in _entries(self.optimizer.state_dict()["state"])}
         return State(step, tensors, {**values, "scaler": self.scaler.state_dict(), "threads": torch.get_num_threads()})
 
     def restore(self, state: State) -> None:
@@ -71,14 +81,14 @@ class Moving:
                 f"the state was saved by another model or with other options: {len(wrong)} tensors differ "
                 f"({wrong[0]} ...)"
             )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(saved[name])
+        for name, tensor in own.items():
+            put(tensor, saved[name])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in state.tensors.items():
             if name.startswith("optimizer/"):
                 _, index, key = name.split("/")
-                entries.setdefault(int(index), {})[key] = tensor
+                entries.setdefault(int(index), {})[key] = like(parameters[int(index)], tensor)
         groups = self.optimizer.state_dict()["param_groups"]  # decided by the run, as they were
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.scaler.load_state_dict(state.values["scaler"])

@@ -1,9 +1,12 @@
-"""The graphs of a run: mAP after each evaluation (the article's figure 4) and losses over the steps."""
+"""The graphs of a run: mAP after each evaluation (the article's figure 4), losses and learning rate over the steps."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -27,17 +30,37 @@ def plot_map(folder: Path) -> None:
 
 
 def plot_losses(folder: Path) -> None:
-    """plots/loss.png from metrics.jsonl."""
-    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if "loss" in row]
+    """plots/loss.png from metrics.jsonl: of training, and of the validation pictures where it is known."""
+    rows = _metrics(folder)
+    training = [row for row in rows if "evaluation" not in row]
     figure, axes = _figure("step", "loss")
-    steps = [row["step"] for row in rows]
-    for key in sorted({key for row in rows for key in row if key.startswith("loss")}):
-        values = [row.get(key) for row in rows]
-        axes.plot(steps, values, label=key, linewidth=2 if key == "loss" else 1)
+    for key in sorted({key for row in training for key in row if key.startswith("loss")}):
+        axes.plot(*_line(training, key), label=key, linewidth=2 if key == "loss" else 1)
+    judged = [row for row in rows if row.get("val_loss") is not None]
+    if judged:
+        axes.plot(*_line(judged, "val_loss"), label="loss on validation", color="black", marker="o", markersize=3)
     axes.set_ylim(bottom=0)
-    axes.legend()
+    if axes.lines:  # a run that was judged before its first line of losses has none
+        axes.legend()
     _save(figure, folder / "plots" / "loss.png")
+
+
+def plot_learning_rate(folder: Path) -> None:
+    """plots/learning_rate.png from metrics.jsonl."""
+    figure, axes = _figure("step", "learning rate")
+    axes.plot(*_line([row for row in _metrics(folder) if "lr" in row], "lr"))
+    axes.set_ylim(bottom=0)
+    _save(figure, folder / "plots" / "learning_rate.png")
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _line(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and what `key` was after them, NaN where it was not."""
+    return [row["step"] for row in rows], [row.get(key, math.nan) for row in rows]
 
 
 def _figure(x: str, y: str):

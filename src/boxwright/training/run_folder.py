@@ -7,7 +7,7 @@ outputs/training/<name>/
 ├── best_model.safetensors   last_model.safetensors
 ├── state/                   what an exact resume needs: the newest two, each complete or absent
 ├── previews/                first_batch.jpg  validation.jpg
-└── plots/                   map.png  loss.png
+└── plots/                   map.png  loss.png  learning_rate.png
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,32 @@ import torchvision
 import yaml
 
 from boxwright.config import Run
-from boxwright.folders import claim, commit
-from boxwright.types import UserError
+from boxwright.folders import claim, commit, held
+from boxwright.runs import job
+from boxwright.training.distributed import World
+from boxwright.types import DiskFailed, UserError
 from boxwright.version import __version__
+
+
+def place(run: Run, world: World, stack: ExitStack) -> Path:
+    """The folder that a run writes to, kept from other runs by the first rank; a new one unless it is resumed."""
+    folder = None
+    if world.first and not run.resume:
+        folder = make_folder(run)
+        stack.enter_context(held(folder))
+    return Path(run.resume or world.from_first(folder) or "")
+
+
+@contextmanager
+def written(folder: Path) -> Generator[None]:
+    """Around what writes into a run folder: a disk that is full, failing or gone is a `DiskFailed`."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskFailed(
+            f"cannot write {error.filename or folder} ({error.strerror or error}). The states in {folder / 'state'} "
+            f"are whole; once the disk is well: boxwright train --resume {folder}"
+        ) from error
 
 
 def make_folder(run: Run) -> Path:
@@ -49,13 +73,14 @@ def check_space(folder: Path, model_bytes: int, copies: int) -> None:
         raise UserError(f"the disk of {folder} has {free / 1e6:.0f} MB free, this run needs {needed / 1e6:.0f} MB")
 
 
-def write_run(folder: Path, run: Run, identity: Mapping[str, Any], device: torch.device) -> None:
+def write_run(folder: Path, run: Run, identity: Mapping[str, Any], device: torch.device, ranks: int = 1) -> None:
     """run.yaml and env.json, in the place of what an earlier run left here: nothing can be refused any more."""
     for name in ("metrics.jsonl", "results.csv", "train.log", "best_model.safetensors", "last_model.safetensors"):
         (folder / name).unlink(missing_ok=True)
     described = {**run.model_dump(mode="json"), "classes": identity["classes"]}
     write_text(folder / "run.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
-    write_text(folder / "env.json", json.dumps(environment(device, identity["data"]), indent=1) + "\n")
+    described = {**environment(device, identity["data"]), "ranks": ranks, "job": job()}
+    write_text(folder / "env.json", json.dumps(described, indent=1) + "\n")
 
 
 def environment(device: torch.device, fingerprints: Mapping[str, str]) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from boxwright.folders import commit
 from boxwright.models.checkpoint import write_tensors
+from boxwright.types import DiskFailed
 
 KEPT = 2
 NAME = re.compile(r"step_(\d{8,})-([0-9a-f]{64})\.safetensors")
@@ -95,10 +98,25 @@ class States:
         try:
             write_tensors(temporary, state.tensors, {KEY: json.dumps({"step": state.step, **state.values})})
             commit(temporary, self.folder / f"step_{state.step:08}-{_digest(temporary)}.safetensors")
+        except OSError as error:
+            raise self._no_room(error, state) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         for old in list(self._newest_first())[KEPT:]:
             old.unlink()
+
+    def _no_room(self, error: OSError, state: State) -> DiskFailed:
+        """That a state could not be written, with what it needs and what there is."""
+        needed = sum(t.nbytes for t in state.tensors.values())
+        try:
+            room = f"needs {needed / 1e6:.0f} MB, {shutil.disk_usage(self.folder).free / 1e6:.0f} MB are free"
+        except OSError:
+            room = "its folder is gone"
+        return DiskFailed(
+            f"the state after {state.step} steps cannot be written into {self.folder} ({error.strerror}): it {room}. "
+            f"Those before it are whole; make room, then: boxwright train --resume {self.folder.parent}"
+        )
 
     def _newest_first(self) -> Iterator[Path]:
         named = [(int(match[1]), path) for path in self.folder.glob("step_*") if (match := NAME.fullmatch(path.name))]

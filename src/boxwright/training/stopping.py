@@ -8,14 +8,20 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from boxwright.types import Stopped
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name))
 
 
 class Stop:
-    """True once a signal has asked to stop. Handlers are in place within the `with` block, in the main thread."""
+    """True once a signal has asked to stop. Handlers are in place within the `with` block, in the main thread.
+
+    As long as `at_once` is true there is nothing to finish or to save, and the signal ends the program there and then.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.at_once = True
         self._before: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -37,3 +43,7 @@ class Stop:
         if self:
             os._exit(128 + number)  # asked twice: now, whatever is going on; states are whole or absent
         self.signal = number
+        if self.at_once and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.at_once:
+            raise Stopped("stopped before the first step: nothing to save")

@@ -11,8 +11,6 @@ from __future__ import annotations
 import codecs
 import math
 import re
-import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +19,29 @@ from typing import NamedTuple
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 
-import numpy as np
-
-from boxwright.types import Bool, Fault, Float32, Int64, Record, Size, no_boxes
+from boxwright.data.formats.base import (
+    Annotation,
+    Box,
+    DroppedError,
+    Item,
+    Marks,
+    Objects,
+    Reader,
+    RefusedError,
+    Source,
+    class_name,
+    disagreement,
+    number,
+    one_line,
+    quoted,
+    read_bytes,
+    skipped,
+    span,
+    stated_size,
+    truth,
+)
+from boxwright.data.formats.pictures import paired_items
+from boxwright.types import Fault, Record, Size
 
 CLASSES = (  # of the challenges 2007 to 2012, in the official order
     "aeroplane",
@@ -53,31 +71,30 @@ MAX_OBJECTS = 10_000
 MAX_DEPTH = 64
 
 
-class Annotation(NamedTuple):
-    """What one XML file says about one picture."""
-
-    boxes: Float32  # (N, 4) pixels
-    labels: Int64  # (N,)
-    difficult: Bool  # (N,)
-    truncated: Bool  # (N,)
-    faults: tuple[Fault, ...]  # among them an `UnknownClass` for each object of a class that is not asked for
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the whole file cannot be trusted, so that there are no labels for the picture."""
-        return any(fault.action == "skipped image" for fault in self.faults)
+def sign(paths: Sequence[Path]) -> str | None:
+    """That there is XML."""
+    return f"{len(paths)} .xml" if paths else None
 
 
-@dataclass(frozen=True)
-class UnknownClass(Fault):
-    """An object whose class is not in the list: a mistake in the list more often than in the annotation."""
+class VocReader(Reader):
+    """An XML file for each picture, of the same stem."""
 
-    name: str = ""
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
+    def items(self) -> list[Item]:
+        return paired_items(self._source, ".xml")
 
-def class_name(text: str) -> str:
-    """The one spelling of a class name: no space around it, Unicode composed (NFC)."""
-    return unicodedata.normalize("NFC", text).strip()
+    def read(self, item: Item, labels: Mapping[str, int], size: Size) -> Annotation:
+        assert item.annotation is not None
+        return read_annotation(item.annotation, labels, size)
+
+    def class_counts(self) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for item in self.items():
+            if item.annotation:
+                counts.update(class_counts(item.annotation))
+        return counts
 
 
 def read_annotation(path: Path, classes: Mapping[str, int], size: Size) -> Annotation:
@@ -88,38 +105,25 @@ def read_annotation(path: Path, classes: Mapping[str, int], size: Size) -> Annot
     """
     try:
         document = _parse(path)
-    except _RefusedError as error:
-        return _skipped(Fault(path, error.reason, "skipped image", error.line))
-    if reason := _disagreement(document.size, size):
-        return _skipped(Fault(path, reason, "skipped image", document.size_line))
+    except RefusedError as error:
+        return skipped(error.fault(path))
+    if reason := disagreement(document.size, size, "<size> says"):
+        return skipped(Fault(path, reason, "skipped image", document.size_line))
 
-    faults: list[Fault] = []
-    found: dict[tuple[int, _Box], tuple[bool, bool]] = {}  # two equal boxes of a class are one object
+    objects = Objects(path, size, classes)
     for item in document.objects:
-        try:
-            key = _label(item, classes), _box(item, size)
-            if key in found:
-                raise _DroppedError("is in the file twice: same class, same box")
-        except _DroppedError as error:
-            faults.append(error.fault(path, item.line))
-            continue
-        found[key] = _flag(item, "difficult"), _flag(item, "truncated")
-        faults += [Fault(path, reason, "repaired", line) for reason, line in item.repairs]
-    flags = np.array([*found.values()], np.bool_).reshape(-1, 2)
-    return Annotation(
-        boxes=np.array([box for _, box in found], np.float32).reshape(-1, 4),
-        labels=np.array([label for label, _ in found], np.int64),
-        difficult=flags[:, 0].copy(),
-        truncated=flags[:, 1].copy(),
-        faults=tuple(faults),
-    )
+        with objects.one(item.line):
+            label = objects.label(_name(item))
+            box, shown, hint = _box(item)
+            objects.add(label, box, _marks(item, objects), shown=shown, hint=hint)
+    return objects.annotation()
 
 
 def class_counts(path: Path) -> Counter[str]:
     """How many objects of each class `path` names; nothing where it cannot be read."""
     try:
         objects = _parse(path).objects
-    except _RefusedError:
+    except RefusedError:
         return Counter()
     names = (class_name(item.fields["name"].text) for item in objects if "name" in item.fields)
     return Counter(name for name in names if name)
@@ -129,7 +133,7 @@ def write_annotation(path: Path, record: Record, classes: Sequence[str]) -> None
     """Write `record` as VOC XML, so that `read_annotation` gives it back; `classes` names each label.
 
     Exact for what `read_annotation` accepts: no two equal boxes of a class, and sides of more than a pixel.
-    Where an edge is no whole number it is written as a decimal fraction.
+    Where an edge is no whole number it is written as a decimal fraction. `<crowd>` is our own element: VOC has none.
     """
     height, width = record.size
     lines = [
@@ -137,15 +141,15 @@ def write_annotation(path: Path, record: Record, classes: Sequence[str]) -> None
         f"\t<filename>{_xml(record.image.name)}</filename>",
         f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
     ]
-    for box, label, difficult, truncated in zip(
-        record.boxes, record.labels, record.difficult, record.truncated, strict=True
-    ):
-        x1, y1, x2, y2 = (float(edge) for edge in box)
+    for index, label in enumerate(record.labels):
+        x1, y1, x2, y2 = (float(edge) for edge in record.boxes[index])
         lines += [
             "\t<object>",
             f"\t\t<name>{_xml(classes[int(label)])}</name>",
-            f"\t\t<truncated>{int(truncated)}</truncated>",
-            f"\t\t<difficult>{int(difficult)}</difficult>",
+            *([f"\t\t<pose>{_xml(str(record.pose[index]))}</pose>"] if record.pose[index] else []),
+            f"\t\t<truncated>{int(record.truncated[index])}</truncated>",
+            *(f"\t\t<{mark}>1</{mark}>" for mark in ("occluded", "crowd") if getattr(record, mark)[index]),
+            f"\t\t<difficult>{int(record.difficult[index])}</difficult>",
             f"\t\t<bndbox><xmin>{_decimal(x1 + 1)}</xmin><ymin>{_decimal(y1 + 1)}</ymin>"
             f"<xmax>{_decimal(x2)}</xmax><ymax>{_decimal(y2)}</ymax></bndbox>",
             "\t</object>",
@@ -164,118 +168,53 @@ def _xml(text: str) -> str:
     return escape(_NOT_XML.sub("?", text))
 
 
-def _skipped(fault: Fault) -> Annotation:
-    none = np.zeros(0, np.bool_)
-    return Annotation(no_boxes(), np.zeros(0, np.int64), none, none, (fault,))
-
-
-def _disagreement(stated: Size | None, size: Size) -> str | None:
-    """Why labels made for a picture of the `stated` size cannot be used on one of `size`."""
-    if stated is None or max(abs(stated[0] - size[0]), abs(stated[1] - size[1])) <= 1:  # a pixel is rounding
-        return None
-    (height, width), (h, w) = size, stated
-    says = f"<size> says {w}x{h}, but the picture is {width}x{height}"
-    if (w, h) == (height, width):
-        return f"{says}: swapped, or labelled before its EXIF rotation was applied"
-    if abs(w * height - h * width) <= max(width, height, w, h):
-        return f"{says}: labelled at {w / width:.3g} times its scale"
-    return f"{says}: labelled on another picture"
-
-
 # --- from elements to boxes
 
 
-class _DroppedError(Exception):
-    """Why an object is left out, `line` if not the object's own, and its class if it is `unknown`."""
-
-    def __init__(self, reason: str, line: int | None = None, unknown: str | None = None) -> None:
-        super().__init__(reason)
-        self.line, self.unknown = line, unknown
-
-    def fault(self, path: Path, line: int) -> Fault:
-        if self.unknown is not None:
-            return UnknownClass(path, str(self), "dropped box", line, self.unknown)
-        return Fault(path, str(self), "dropped box", self.line or line)
-
-
-def _label(item: _Object, classes: Mapping[str, int]) -> int:
+def _name(item: _Object) -> str:
     name = class_name(item.fields["name"].text) if "name" in item.fields else ""
     if not name:
-        raise _DroppedError("<object> has no <name>")
-    if name not in classes:
-        raise _DroppedError(f"class {_quote(name)} is not in the list of classes", unknown=name)
-    return classes[name]
-
-
-def _box(item: _Object, size: Size) -> _Box:
-    """x1 y1 x2 y2 inside the picture, as float32 holds them."""
-    if not item.boxes:
-        raise _DroppedError("<object> has no <bndbox>")
-    xmin, ymin, xmax, ymax = (_number(item, corner) for corner in _CORNERS)
-    for axis, low, high in (("x", xmin, xmax), ("y", ymin, ymax)):
-        if low == high:
-            raise _DroppedError(f"has no area: {axis}min and {axis}max are both {low:g}")
-        if low > high:
-            raise _DroppedError(f"{axis}min {low:g} is greater than {axis}max {high:g}")
-    height, width = size
-    whole = np.array([xmin - 1, ymin - 1, xmax, ymax])
-    box = whole.clip(0, [width, height, width, height]).astype(np.float32)
-    x1, y1, x2, y2 = (float(edge) for edge in box)
-    if not (x2 - x1 > 1 and y2 - y1 > 1):  # so that what is read here can be written and read again
-        raise _DroppedError(f"box {_corners(item)} has no area inside the {width}x{height} picture")
-    if whole.min() < 0 or whole[2] > width or whole[3] > height:
-        hint = " (VOC counts from 1)" if 0 in (xmin, ymin) else ""
-        item.repairs.append((f"box {_corners(item)} leaves the {width}x{height} picture{hint}", item.line))
-    return x1, y1, x2, y2
+        raise DroppedError("<object> has no <name>")
+    return name
 
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-def _decimal_value(text: str) -> float:
-    """The number in `text`, NaN where there is none; float() takes inf, 1_0 and other scripts' digits too."""
-    value = float(text) if len(text) < 100 and _DECIMAL.fullmatch(text.strip()) else math.nan
-    return value if math.isfinite(value) else math.nan
+def _box(item: _Object) -> tuple[Box, str, str]:
+    """The box, as the file has it, and what may explain it if it leaves the picture."""
+    if not item.boxes:
+        raise DroppedError("<object> has no <bndbox>")
+    xmin, ymin, xmax, ymax = (_number(item, corner) for corner in _CORNERS)
+    span("xmin", xmin, "xmax", xmax)
+    span("ymin", ymin, "ymax", ymax)
+    shown = " ".join(item.boxes[0][corner].text.strip()[:12] for corner in _CORNERS)
+    return (xmin - 1, ymin - 1, xmax, ymax), shown, " (VOC counts from 1)" if 0 in (xmin, ymin) else ""
 
 
 def _number(item: _Object, corner: str) -> float:
     if corner not in item.boxes[0]:
-        raise _DroppedError(f"<bndbox> has no <{corner}>")
+        raise DroppedError(f"<bndbox> has no <{corner}>")
     text, line = item.boxes[0][corner]
-    value = _decimal_value(text)
+    value = number(text)
     if math.isnan(value):
-        raise _DroppedError(f"{corner} is {_quote(text)}, which is no number", line)
+        raise DroppedError(f"{corner} is {quoted(text)}, which is no number", line)
     return value
 
 
-def _corners(item: _Object) -> str:
-    return " ".join(item.boxes[0][corner].text.strip()[:12] for corner in _CORNERS)
-
-
-def _flag(item: _Object, tag: str) -> bool:
-    text, line = item.fields.get(tag, _Field("0", item.line))
-    if text.strip().lower() in ("", "true", "false"):
-        return text.strip().lower() == "true"
-    value = _decimal_value(text)
-    if math.isnan(value):
-        item.repairs.append((f"{tag} is {_quote(text)}: taken as 0", line))
-    return value > 0
-
-
-def _quote(text: str) -> str:
-    return repr(text.strip() if len(text) <= 40 else text.strip()[:39] + "…")
+def _marks(item: _Object, objects: Objects) -> Marks:
+    flags: dict[str, bool] = {}
+    for mark in _FLAGS:
+        text, line = item.fields.get(mark, _Field("", item.line))
+        flag = truth(text)
+        if flag is None:
+            objects.repaired(f"{mark} is {quoted(text)}: taken as 0", line)
+        flags[mark] = bool(flag)
+    pose = one_line(item.fields["pose"].text) if "pose" in item.fields else ""
+    return Marks(**flags, pose=pose)
 
 
 # --- from bytes to elements
-
-
-class _RefusedError(Exception):
-    """Why a whole file is refused."""
-
-    def __init__(self, reason: str, line: int | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.line = reason, line
 
 
 class _Field(NamedTuple):
@@ -286,9 +225,8 @@ class _Field(NamedTuple):
 @dataclass
 class _Object:
     line: int
-    fields: dict[str, _Field] = field(default_factory=dict[str, _Field])  # name, difficult, truncated
+    fields: dict[str, _Field] = field(default_factory=dict[str, _Field])  # name, pose and flags
     boxes: list[dict[str, _Field]] = field(default_factory=list[dict[str, _Field]])  # the first counts
-    repairs: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])  # reason, line
 
 
 class _Document:
@@ -310,10 +248,8 @@ class _Document:
     @property
     def size(self) -> Size | None:
         """(height, width) as stated; None where it is missing or no size."""
-        if "height" not in self.sizes or "width" not in self.sizes:
-            return None
-        height, width = (_decimal_value(self.sizes[side].text) for side in ("height", "width"))
-        return (round(height), round(width)) if height > 0 and width > 0 else None
+        none = _Field("", 0)
+        return stated_size(self.sizes.get("height", none).text, self.sizes.get("width", none).text)
 
     @property
     def size_line(self) -> int | None:
@@ -324,19 +260,19 @@ class _Document:
         self._path.append(tag.rpartition(":")[2][:40])  # whatever the namespace
         self._text.clear()
         if len(self._path) > MAX_DEPTH:
-            raise _RefusedError(f"elements are nested deeper than {MAX_DEPTH}", self._line)
+            raise RefusedError(f"elements are nested deeper than {MAX_DEPTH}", self._line)
         place = "/".join(self._path)
         if place == "annotation/object":
             if len(self.objects) == MAX_OBJECTS:
-                raise _RefusedError(f"has more than {MAX_OBJECTS} objects", self._line)
+                raise RefusedError(f"has more than {MAX_OBJECTS} objects", self._line)
             self.objects.append(_Object(self._line))
         elif place == "annotation/object/bndbox":
             self.objects[-1].boxes.append({})
         elif place.lower() in ("annotation", "annotation/object", "annotation/object/bndbox"):
             if place != "annotation":
-                raise _RefusedError(f"<{tag}> must be written <{tag.lower()}>", self._line)
+                raise RefusedError(f"<{tag}> must be written <{tag.lower()}>", self._line)
         elif len(self._path) == 1:
-            raise _RefusedError(f"is no VOC annotation: it begins with <{tag[:40]}>, not <annotation>", self._line)
+            raise RefusedError(f"is no VOC annotation: it begins with <{tag[:40]}>, not <annotation>", self._line)
 
     def _end(self, tag: str) -> None:
         place, leaf = "/".join(self._path[:-1]), self._path[-1]
@@ -354,15 +290,15 @@ class _Document:
         self._path.pop()
 
     def _refuse_doctype(self, *_: object) -> None:
-        raise _RefusedError("has a DOCTYPE; entities are refused", self._parser.CurrentLineNumber)
+        raise RefusedError("has a DOCTYPE; entities are refused", self._parser.CurrentLineNumber)
 
 
-_FIELDS = frozenset(("name", "difficult", "truncated", "width", "height", *_CORNERS))
-_Box = tuple[float, float, float, float]
+_FLAGS = ("difficult", "truncated", "crowd", "occluded")
+_FIELDS = frozenset(("name", "pose", *_FLAGS, "width", "height", *_CORNERS))
 
 
 def _parse(path: Path) -> _Document:
-    data = _bytes(path)
+    data = read_bytes(path, MAX_BYTES)
     text, encoding = _readable(data)
     parser = expat.ParserCreate(encoding)
     document = _Document(parser)
@@ -372,25 +308,10 @@ def _parse(path: Path) -> _Document:
         reason = f"is not well-formed XML: {expat.ErrorString(error.code)}, column {error.offset + 1}"
         if not _is_utf8(text):
             reason += "; save it as UTF-8"
-        raise _RefusedError(reason, error.lineno) from None
+        raise RefusedError(reason, error.lineno) from None
     except (LookupError, ValueError) as error:  # a declared encoding that expat cannot learn
-        raise _RefusedError(f"is not readable XML: {error}", 1) from None
+        raise RefusedError(f"is not readable XML: {error}", 1) from None
     return document
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise _RefusedError("is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise _RefusedError(f"is larger than {MAX_BYTES // 1_000_000} MB")
-        data = path.read_bytes()
-    except OSError as error:
-        raise _RefusedError(f"cannot be read: {error.strerror or error}") from None
-    if not data.strip(b"\0 \t\r\n"):
-        raise _RefusedError("is empty")
-    return data
 
 
 # Expat reads these by itself, or learns them from Python a byte a character.
@@ -417,9 +338,9 @@ def _readable(data: bytes) -> tuple[bytes, str | None]:
         try:
             return data.decode(name).encode(), "utf-8"
         except UnicodeDecodeError:
-            raise _RefusedError(f"is not {declared}, though it says so", 1) from None
+            raise RefusedError(f"is not {declared}, though it says so", 1) from None
     if not _ONE_BYTE.fullmatch(name):
-        raise _RefusedError(f"is encoded as {declared}; save it as UTF-8", 1)
+        raise RefusedError(f"is encoded as {declared}; save it as UTF-8", 1)
     if data[:1].isspace():  # which XML forbids before a declaration: without it, line numbers stay true
         return data.replace(declaration[0], b" " * len(declaration[0]), 1), name
     return data, None

@@ -50,19 +50,27 @@ class Detector(nn.Module):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses of a batch, to be added up: means over its pictures."""
         with chance.of_pictures(batch.seeds, batch.images.device) as generators:
-            truths = [
-                Truth(boxes[~ignored], labels[~ignored], boxes[ignored], generator)
-                for boxes, labels, ignored, generator in zip(
-                    batch.boxes, batch.labels, batch.difficult, generators or [None] * len(batch), strict=True
-                )
-            ]
-            return self.losses_of(self.backbone(self.normalise(batch)), batch.sizes, truths)
+            maps = self.backbone(self.normalise(batch))
+            return self.losses_of(maps, batch.sizes, self.truths_of(batch, generators))
+
+    @staticmethod
+    def truths_of(batch: Batch, generators: Sequence[torch.Generator | None]) -> list[Truth]:
+        """What is in each picture; objects marked `difficult` are ignored. Without `generators` draws are global."""
+        return [
+            Truth(boxes[~ignored], labels[~ignored], boxes[ignored], generator)
+            for boxes, labels, ignored, generator in zip(
+                batch.boxes, batch.labels, batch.difficult, generators or [None] * len(batch), strict=True
+            )
+        ]
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Detections]:
         """The boxes of each picture, best first."""
-        found = self.detect(self.backbone(self.normalise(batch)), batch.sizes)
-        return [Detections(*(values.cpu().numpy() for values in picture)) for picture in found]
+        return self.detections_of(self.backbone(self.normalise(batch)), batch.sizes)
+
+    def detections_of(self, maps: Maps, sizes: Sequence[Size]) -> list[Detections]:
+        """The boxes of each picture of the backbone's maps, best first."""
+        return [Detections(*(values.cpu().numpy() for values in picture)) for picture in self.detect(maps, sizes)]
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | list[Detections]:
         """`losses` while training, else `predict`; for wrappers that only know `forward`."""
