@@ -149,7 +149,8 @@ def expected(records: tuple[Record, ...]) -> str:
 
 def send(number: int, draw: random.Random) -> Harm:
     """Sends a signal to one of the readers, at a random moment in a random step."""
-    step_of, delay, which = draw.randrange(STEPS - 4), draw.uniform(0, 0.01), draw.random()
+    # Once all have begun, and while more is wanted of each than lies ready.
+    step_of, delay, which = draw.randrange(3, STEPS // 2), draw.uniform(0, 0.005), draw.random()
 
     def harm(step: int) -> None:
         if step == step_of:
