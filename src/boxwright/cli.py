@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from pydantic import Field
 
 from boxwright import registry, verbs
 from boxwright.config import Run, make_run
@@ -50,6 +51,28 @@ def train(*, run: Annotated[Run | None, Parameter(name="*")] = None, json: Json 
     """Train one detector on one dataset."""
     trained = verbs.train(run or make_run())
     _result(json, trained)
+    return 0
+
+
+class _Planned(Run):
+    """A run that may have no data yet."""
+
+    data: str = Field(
+        verbs.NO_DATA, description="Data YAML, VOCdevkit folder, or folder with train/ and valid/; may be left out."
+    )
+
+
+def plan(*, run: Annotated[_Planned | None, Parameter(name="*")] = None, ranks: int = 1, json: Json = False) -> int:
+    """Foretell memory, batch, speed and end of a training, measured on this machine. The options are train's.
+
+    Parameters
+    ----------
+    ranks
+        GPUs, or processes on a CPU, that would train together.
+    """
+    planned = verbs.plan(run, ranks=ranks, say=_say)
+    _say(_lines(planned.described()))
+    _result(json, planned)
     return 0
 
 

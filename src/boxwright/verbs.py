@@ -24,6 +24,7 @@ from boxwright.progress import Progress
 if TYPE_CHECKING:
     from boxwright.inference.run import Predicted
     from boxwright.training.loop import Trained
+    from boxwright.training.plan import Plan
     from boxwright.types import Scores
 
 Say = Callable[[str], None]
@@ -39,24 +40,33 @@ def train(run: Run | None = None, *, quiet: bool = False, **options: Any) -> Tra
         run = runs.settled(run)
     else:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that a model may use all its parameters
-    for path in run.plugin:
-        registry.use_plugin(path)
-    check_model(run)
-    from boxwright.data.dataset import open_dataset
-
-    if run.augment and not run.augment.is_file():
-        raise UserError(f"no file at {run.augment} for --augment (looked from {Path.cwd()})")
-    if run.log_to:
-        from boxwright.training.sinks import require_sinks
-
-        require_sinks(run.log_to)
-    if run.data:  # a wrong path is answered before PyTorch is imported
-        open_dataset(run.data)
-    if not run.resume and not run.init_from:
-        _check_weights_path(run.weights)
+    _check_run(run)
     from boxwright.training.loop import train
 
     return train(run, quiet=quiet)
+
+
+NO_DATA = "none yet"  # in the place of `Run.data` where a run without any is planned
+
+
+def plan(run: Run | None = None, *, ranks: int = 1, say: Say = lambda _: None, **options: Any) -> Plan:
+    """Measure what a run would take: memory, batch, speed, its end. The options are `train`'s; `data` may be left out.
+
+    Nothing is learned, and nothing written. Raises `UserError` for a mistake in the options or the data.
+    """
+    if not any(options.get(name) for name in ("data", "resume", "init_from")):
+        options["data"] = NO_DATA
+    run = runs.settled(run or make_run(**options))
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks} must be at least 1")
+    if runs.ranks() > 1:
+        raise UserError("plan measures one process: start it without torchrun, and say --ranks")
+    if run.data == NO_DATA:
+        run = run.model_copy(update={"data": ""})
+    _check_run(run)
+    from boxwright.training.plan import plan
+
+    return plan(run, ranks=ranks, say=say)
 
 
 @dataclass(frozen=True)
@@ -285,6 +295,25 @@ def check_model(run: Run) -> None:
 
 
 DEMO_PICTURES = 1800  # with 3 epochs of them the detector gets well past mAP50 0.8
+
+
+def _check_run(run: Run) -> None:
+    """Names and paths of a run, before PyTorch is imported."""
+    for path in run.plugin:
+        registry.use_plugin(path)
+    check_model(run)
+    from boxwright.data.dataset import open_dataset
+
+    if run.augment and not run.augment.is_file():
+        raise UserError(f"no file at {run.augment} for --augment (looked from {Path.cwd()})")
+    if run.log_to:
+        from boxwright.training.sinks import require_sinks
+
+        require_sinks(run.log_to)
+    if run.data:
+        open_dataset(run.data)
+    if not run.resume and not run.init_from:
+        _check_weights_path(run.weights)
 
 
 def _check_sizes(imgsz: int | None, batch: int, workers: int = 0) -> None:

@@ -74,8 +74,7 @@ class World:
         """The sum of everybody's `values`, on the CPU; in float64, so that no order of adding shows."""
         values = values.detach().to("cpu", torch.float64)
         if self.size > 1:
-            with self.losing():
-                dist.all_reduce(values, group=self.steps)
+            dist.all_reduce(values, group=self.steps)
         return values
 
     def from_first(self, value: T) -> T:
@@ -83,8 +82,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        with self.losing():
-            dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gathered(self, value: T) -> list[T]:
@@ -92,8 +90,7 @@ class World:
         if self.size == 1:
             return [value]
         found = cast(list[T], [None] * self.size)
-        with self.losing():
-            dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value)
         return found
 
     def one_after_the_other(self) -> AbstractContextManager[None]:
@@ -140,16 +137,11 @@ class World:
             return nullcontext()
         return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
-    def losing(self) -> AbstractContextManager[None]:
-        """Around what needs the others."""
-        return lost() if self.size > 1 else nullcontext()
-
     def same_buffers(self, module: nn.Module) -> None:
         """Everybody takes the first rank's buffers: the running statistics of a BatchNorm saw other pictures each."""
         if self.size > 1:
-            with self.losing():
-                for buffer in module.buffers():
-                    dist.broadcast(buffer, src=0)
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -240,5 +232,5 @@ def lost(what: str = "another process of this job is gone or did not answer in t
 
 def is_of_c10d(error: BaseException) -> bool:
     """Whether an error is about the others, not about this process."""
-    words = ("gloo", "nccl", "Connection", "connect", "timed out", "timeout", "Timed out", "c10d", "store")
+    words = ("gloo", "Gloo", "NCCL", "nccl", "Connection closed", "Connection reset", "imed out", "c10d", "TCPStore")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

@@ -31,7 +31,7 @@ from boxwright.models.join import build_detector
 from boxwright.models.start import Origin, start_from
 from boxwright.training import previews, run_folder
 from boxwright.training.budget import Budget
-from boxwright.training.distributed import World, join, whole_state
+from boxwright.training.distributed import World, join, lost, whole_state
 from boxwright.training.journal import Journal, Unwritten
 from boxwright.training.moving import Average, Moving
 from boxwright.training.optim import autocast_type, make_optimizer
@@ -76,9 +76,14 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
     """
     with join(sharded=run.shard, step_timeout=run.step_timeout) as world, Stop() as stop, ExitStack() as stack:
         if world.size > 1:
+            stack.enter_context(lost())
             run = world.from_first(runs.settled(run) if world.first else run)
         if run.resume and world.first:
             stack.enter_context(held(run.resume))
+        if run.batch == "auto":
+            from boxwright.training.plan import with_chosen_batch  # it measures parts of this loop
+
+            run = with_chosen_batch(run, world, (lambda _: None) if quiet else say)
         return _train(run, world, stop, stack, quiet=quiet or not world.first)
 
 

@@ -131,7 +131,7 @@ class Step:
         values: list[Tensor] = []
         names: list[str] = []
         for number, part in enumerate(parts, 1):
-            with self.world.waits(self.wrapped, last=number == len(parts)), self.world.losing():
+            with self.world.waits(self.wrapped, last=number == len(parts)):
                 with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
                     found: dict[str, Tensor] = self.wrapped(part.to(self.device))
                 counts = len(part) if share.pictures else 0  # a stand-in for an empty share counts nothing

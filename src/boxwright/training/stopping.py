@@ -8,6 +8,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from boxwright import runs
 from boxwright.types import Stopped
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name))
@@ -40,6 +41,8 @@ class Stop:
             signal.signal(number, handler)
 
     def _asked(self, number: int, _: FrameType | None) -> None:
+        if self and number == signal.SIGTERM and runs.ranks() > 1:
+            return  # torchrun says it again to those that are left; what it means by "now" is SIGKILL
         if self:
             os._exit(128 + number)  # asked twice: now, whatever is going on; states are whole or absent
         self.signal = number

@@ -1,0 +1,67 @@
+"""Which run is meant: new, gone on with, from another's weights, or the one that a restarted job had begun."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from boxwright.config import make_run
+from boxwright.errors import UserError
+from boxwright.runs import settled
+
+
+def test_auto_begins_and_then_goes_on(trained: Path, tmp_path: Path) -> None:
+    new = settled(make_run(data="d", resume="auto", name="it", project_dir=tmp_path))
+    assert (new.resume, new.name, new.exist_ok) == (None, "it", True)
+    old = settled(make_run(data="d", resume="auto", name=trained.name, project_dir=trained.parent, workers=3, epochs=9))
+    assert old.resume == trained
+    assert old.workers == 3  # of the machine: as the command says
+    assert old.epochs == 2  # of the run: as it was begun
+
+
+def test_auto_needs_a_name() -> None:
+    with pytest.raises(UserError, match="--name"):
+        settled(make_run(data="d", resume="auto"))
+
+
+def test_from_another_run(trained: Path) -> None:
+    run = settled(make_run(init_from=trained, mosaic=0.5, epochs=7))
+    assert run.weights == str(trained / "best_model.safetensors")
+    assert (run.mosaic, run.epochs, run.imgsz, run.model) == (0.5, 7, 64, "fasterrcnn_vitdet_nano")
+    assert (run.name, run.resume, run.exist_ok) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"init_from": "nowhere"}, "no run at nowhere"), ({"init_from": ".", "weights": "x"}, "best_model.safetensors")],
+)
+def test_what_another_run_lacks(
+    options: dict[str, str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        settled(make_run(**options))
+
+
+def test_weights_beside_another_run(trained: Path) -> None:
+    with pytest.raises(UserError, match="--weights"):
+        settled(make_run(init_from=trained, weights="pretrained"))
+
+
+def test_a_restarted_job_finds_its_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = json.loads((trained / "env.json").read_text("utf-8"))
+    run = make_run(data="d", project_dir=trained.parent, name="another")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "seven")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert settled(run).resume is None
+    (trained.parent / "other").mkdir()
+    (trained.parent / "other/env.json").write_text("{ broken", "utf-8")
+    folder = trained.parent / "seventh"
+    folder.mkdir()
+    (folder / "env.json").write_text(json.dumps({**described, "job": "seven"}), "utf-8")
+    (folder / "run.yaml").write_bytes((trained / "run.yaml").read_bytes())
+    assert settled(run).resume == folder
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert settled(run).resume is None
