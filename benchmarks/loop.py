@@ -3,8 +3,8 @@
     python benchmarks/loop.py [--model fasterrcnn_vitdet_tiny --imgsz 320 --steps 60]
     python benchmarks/loop.py --model fasterrcnn_vitdet_nano --imgsz 64 --batch 1 --steps 5000
 
-Beside the network is everything but forward, backward, clipping and the optimizer: data at hand, logging, agreeing, states
-(one each minute), the average of the weights is not used. The slope of the resident memory is of the second half.
+Beside the network is everything but forward, backward, clipping and the optimizer: data at hand, logging, agreeing,
+states (one each minute); the average of the weights is not used. The slope of the resident memory is of the second half.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def main() -> None:
         data = synthesize(Path(folder) / "data", train=64, valid=2, size=(asked.imgsz, asked.imgsz))
         verbs.train(
             data=str(data), model=asked.model, imgsz=asked.imgsz, batch=asked.batch, epochs=10**6,
-            max_steps=asked.steps, eval_every=10**6, workers=asked.workers, device="cpu", project_dir=Path(folder), quiet=True,
+            max_steps=asked.steps, eval_every=10**6, workers=asked.workers, device="cpu", project_dir=Path(folder),
+            quiet=True,
             save_minutes=asked.save_minutes,
         )  # fmt: skip
     warm = min(10, asked.steps // 5)

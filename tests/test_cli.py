@@ -23,7 +23,7 @@ from boxwright.__main__ import verbs as listed_verbs
 from boxwright.config import Run, make_run
 from boxwright.models.published import PUBLISHED
 
-VERBS = ["demo", "train", "evaluate", "predict", "models", "data prepare", "data synth"]
+VERBS = ["demo", "train", "evaluate", "predict", "models", "plan", "data prepare", "data synth"]
 BOX = [[8, 8, 40, 40]]
 
 
@@ -105,7 +105,7 @@ def test_help_and_mistakes_are_answered_before_pytorch_is_imported(tmp_path: Pat
     }
     arguments = json.dumps([command for command, _ in commands.values()])
     done = subprocess.run([sys.executable, "-c", IMPORTS, arguments], capture_output=True, text=True, check=True)
-    answers = json.loads(done.stdout)
+    answers = json.loads(done.stdout.splitlines()[-1])
     assert dict(zip(commands, answers, strict=True)) == {name: [code, []] for name, (_, code) in commands.items()}
 
 

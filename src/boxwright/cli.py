@@ -208,18 +208,17 @@ def models(
         registry.use_plugin(path)
     if name and name.startswith("timm:"):
         backbones = verbs.timm_backbones(name)
-        _say("\n".join(f"timm:{found}  {licence}" for found, licence in backbones.items()))
+        _print(json, "\n".join(f"timm:{found}  {licence}" for found, licence in backbones.items()))
         _result(json, backbones)
     elif name:
         described = verbs.describe(name)
-        _say(_lines(described))
+        _print(json, _lines(described))
         _result(json, described)
     else:
         listed = verbs.list_models()
         for heading, rows in listed.items():
-            _say(f"{heading}")
             width = max(len(row) for row in rows)
-            _say("\n".join(f"  {row:{width}}  {text}" for row, text in rows.items()))
+            _print(json, "\n".join([heading, *(f"  {row:{width}}  {text}" for row, text in rows.items())]))
         _result(
             json, {kind: [dataclasses.asdict(e) for e in registry.entries(kind).values()] for kind in registry.WORDS}
         )
@@ -323,6 +322,11 @@ def data_prepare(
 
 def _say(message: str) -> None:
     sys.stderr.write(message + "\n")
+
+
+def _print(json: bool, text: str) -> None:
+    """What was asked to be listed, on standard output; under `--json` that is for the object alone."""
+    (sys.stderr if json else sys.stdout).write(text + "\n")
 
 
 def _result(wanted: bool, value: Any) -> None:
