@@ -4,7 +4,7 @@
     python benchmarks/loop.py --model fasterrcnn_vitdet_nano --imgsz 64 --batch 1 --steps 5000
 
 Beside the network is everything but forward, backward, clipping and the optimizer: data at hand, logging, agreeing,
-states (one each minute); the average of the weights is not used. The slope of the resident memory is of the second half.
+states (one each minute); no average of the weights. The slope of the resident memory is of the second half.
 """
 
 from __future__ import annotations

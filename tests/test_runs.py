@@ -21,6 +21,12 @@ def test_auto_begins_and_then_goes_on(trained: Path, tmp_path: Path) -> None:
     assert old.epochs == 2  # of the run: as it was begun
 
 
+def test_a_batch_that_was_settled_stays(trained: Path) -> None:
+    assert settled(make_run(resume=trained, batch="auto")).batch == 4
+    with pytest.raises(UserError, match="--batch was 4, now 2"):
+        settled(make_run(resume=trained, batch=2))
+
+
 def test_auto_needs_a_name() -> None:
     with pytest.raises(UserError, match="--name"):
         settled(make_run(data="d", resume="auto"))

@@ -17,13 +17,13 @@ from boxwright.version import __version__
 if TYPE_CHECKING:
     from boxwright.data.dataset import open_dataset
     from boxwright.data.synth import synthesize
-    from boxwright.errors import BoxwrightError, Diverged, Stopped, UserError
+    from boxwright.errors import BoxwrightError, DiskFailed, Diverged, Stopped, UserError
     from boxwright.evaluation import score
     from boxwright.inference.predictor import Predictor
     from boxwright.models.join import build_detector
     from boxwright.registry import register
     from boxwright.types import Batch, Detections, Record, Sample, Scores
-    from boxwright.verbs import demo, evaluate, predict, train
+    from boxwright.verbs import demo, evaluate, plan, predict, train
 
 _HOMES = {
     "build_detector": "boxwright.models.join",
@@ -32,16 +32,16 @@ _HOMES = {
     "synthesize": "boxwright.data.synth",
     "score": "boxwright.evaluation",
     "Predictor": "boxwright.inference.predictor",
-    **dict.fromkeys(("BoxwrightError", "Diverged", "Stopped", "UserError"), "boxwright.errors"),
+    **dict.fromkeys(("BoxwrightError", "DiskFailed", "Diverged", "Stopped", "UserError"), "boxwright.errors"),
     **dict.fromkeys(("Batch", "Detections", "Record", "Sample", "Scores"), "boxwright.types"),
-    **dict.fromkeys(("demo", "evaluate", "predict", "train"), "boxwright.verbs"),
+    **dict.fromkeys(("demo", "evaluate", "plan", "predict", "train"), "boxwright.verbs"),
 }
 
 __all__ = [
-    "Batch", "BoxwrightError", "Detections", "Diverged", "Predictor", "Record", "Sample", "Scores", "Stopped",
-    "UserError",
-    "__version__", "build_detector", "demo", "evaluate", "open_dataset", "predict", "register", "score", "synthesize",
-    "train",
+    "Batch", "BoxwrightError", "Detections", "DiskFailed", "Diverged", "Predictor", "Record", "Sample", "Scores",
+    "Stopped", "UserError",
+    "__version__", "build_detector", "demo", "evaluate", "open_dataset", "plan", "predict", "register",
+    "score", "synthesize", "train",
 ]  # fmt: skip
 
 

@@ -156,7 +156,9 @@ class Run(BaseModel):
     save_minutes: float = Field(10.0, ge=0, description="Save what a resume needs every so many minutes.")
 
     # Judging
-    eval_batch: int | None = Field(None, ge=1, description="Pictures at once in evaluation; by default as in training.")
+    eval_batch: int | None = Field(
+        None, ge=1, description="Pictures at once in evaluation; by default as many as in training."
+    )
 
     @field_validator("option", mode="before")
     @classmethod

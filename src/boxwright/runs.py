@@ -43,6 +43,8 @@ def resumed(run: Run, *, given: frozenset[str] | None = None) -> Run:
         options = {name: getattr(run, name) for name in run.model_fields_set - {"resume"}}
     else:  # the same command as at first: what it says of the machine stands, the rest was said then
         options = {name: getattr(run, name) for name in run.model_fields_set & set(MAY_CHANGE)}
+    if options.get("batch") == "auto":  # it was settled when the run began
+        del options["batch"]
     changed = [k for k, v in options.items() if k not in MAY_CHANGE and v != getattr(saved, k)]
     if changed:
         what = ", ".join(f"--{k.replace('_', '-')} was {getattr(saved, k)!r}, now {options[k]!r}" for k in changed)

@@ -312,7 +312,12 @@ def evaluate(
     found: dict[int, Detections] = {}
     rank, ranks = (0, 1) if world.sharded else (world.rank, world.size)
     each = predictor.each_record(
-        records, batch=run.eval_batch or batch, workers=workers, rank=rank, ranks=ranks, timeout=run.data_timeout
+        records,
+        batch=run.eval_batch or run.micro_batch or batch,
+        workers=workers,
+        rank=rank,
+        ranks=ranks,
+        timeout=run.data_timeout,
     )
     for index, detections in each:
         found[index] = detections

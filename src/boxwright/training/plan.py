@@ -383,7 +383,7 @@ def measure(
             weights = sum(t.nbytes for t in rehearsal.detector.state_dict().values())
         if rehearsal and probes:
             last = probes[-1].pictures
-            at_once = min(last, run.eval_batch or (last if run.batch == "auto" else run.batch))
+            at_once = min(last, run.eval_batch or run.micro_batch or (last if run.batch == "auto" else run.batch))
             judging = fitting(partial(rehearsal.judging, at_once)) or probes[-1].seconds / last
     return Measured(tuple(probes), ended, room.limit, line, judging, weights)
 
