@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from boxwright.config import make_run
 from boxwright.errors import UserError
@@ -15,10 +16,21 @@ from boxwright.runs import settled
 def test_auto_begins_and_then_goes_on(trained: Path, tmp_path: Path) -> None:
     new = settled(make_run(data="d", resume="auto", name="it", project_dir=tmp_path))
     assert (new.resume, new.name, new.exist_ok) == (None, "it", True)
-    old = settled(make_run(data="d", resume="auto", name=trained.name, project_dir=trained.parent, workers=3, epochs=9))
-    assert old.resume == trained
-    assert old.workers == 3  # of the machine: as the command says
-    assert old.epochs == 2  # of the run: as it was begun
+    again = {"resume": "auto", "name": trained.name, "project_dir": trained.parent, "epochs": 2}
+    old = settled(make_run(**again, workers=3))
+    assert (old.resume, old.workers, old.epochs) == (trained, 3, 2)
+    with pytest.raises(UserError, match="--batch was 4, now 8"):
+        settled(make_run(**again, batch=8))
+
+
+def test_auto_wants_data_where_nothing_has_begun(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--data is missing"):
+        settled(make_run(resume="auto", name="it", project_dir=tmp_path))
+
+
+def test_a_new_run_and_an_old_one_at_once(trained: Path) -> None:
+    with pytest.raises(UserError, match="one of them"):
+        settled(make_run(resume=trained, init_from=trained))
 
 
 def test_a_batch_that_was_settled_stays(trained: Path) -> None:
@@ -58,7 +70,8 @@ def test_weights_beside_another_run(trained: Path) -> None:
 
 def test_a_restarted_job_finds_its_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described = json.loads((trained / "env.json").read_text("utf-8"))
-    run = make_run(data="d", project_dir=trained.parent, name="another")
+    data = yaml.safe_load((trained / "run.yaml").read_text("utf-8"))["data"]
+    run = make_run(data=data, project_dir=trained.parent, name="another")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "seven")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert settled(run).resume is None

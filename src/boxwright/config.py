@@ -35,7 +35,10 @@ class Run(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # What
-    data: str = Field("", description="Data YAML, VOCdevkit folder, or folder with train/ and valid/.")
+    data: str = Field(
+        "",
+        description="Data YAML, VOCdevkit, COCO json, CSV, or folder of pictures with VOC XML, YOLO or LabelMe files.",
+    )
     model: str = Field("fasterrcnn_resnet50_fpn_v2", description="Name of the detector; `boxwright models` lists them.")
     backbone: str | None = Field(
         None,

@@ -11,6 +11,7 @@ from boxwright.config import MAY_CHANGE, Run, make_run, read_run
 from boxwright.errors import UserError
 
 BEST = "best_model.safetensors"
+WHERE = frozenset({"name", "project_dir", "exist_ok", "init_from"})  # of a command that is said again as it was
 
 
 def settled(run: Run) -> Run:
@@ -18,31 +19,31 @@ def settled(run: Run) -> Run:
 
     Under torchrun this is to be asked by one process only: what it finds may be what another has just made.
     """
+    if run.resume and run.init_from:
+        raise UserError("--init-from begins a new run, --resume goes on with one: say one of them")
     if run.resume is None and restarted() and (folder := _folder_of_job(run)):
-        return resumed(run.model_copy(update={"resume": folder}), given=frozenset())
+        return resumed(run.model_copy(update={"resume": folder}), leave=WHERE)
     if str(run.resume) == "auto":
         if not run.name:
             raise UserError("--resume auto goes on with the run of --name, which is missing")
         folder = run.project_dir / run.name
-        if not (folder / "run.yaml").is_file():
-            return run.model_copy(update={"resume": None, "exist_ok": True})
-        return resumed(run.model_copy(update={"resume": folder}), given=frozenset())
+        if (folder / "run.yaml").is_file():
+            return resumed(run.model_copy(update={"resume": folder}), leave=WHERE)
+        given = {name: getattr(run, name) for name in run.model_fields_set - {"resume"}}
+        return make_run(**{**given, "exist_ok": True})
     if run.resume is not None:
         return resumed(run)
     return started_from(run) if run.init_from else run
 
 
-def resumed(run: Run, *, given: frozenset[str] | None = None) -> Run:
-    """The run of the folder `run.resume`; options given beside it may change the machine only."""
+def resumed(run: Run, *, leave: frozenset[str] = frozenset()) -> Run:
+    """The run of the folder `run.resume`; options given beside it, but for `leave`, may change the machine only."""
     assert run.resume is not None
     folder = run.resume.expanduser()
     if not folder.is_dir():
         raise UserError(f"no run at {folder} (looked in {Path.cwd()})")
     saved = read_run(folder)
-    if given is None:
-        options = {name: getattr(run, name) for name in run.model_fields_set - {"resume"}}
-    else:  # the same command as at first: what it says of the machine stands, the rest was said then
-        options = {name: getattr(run, name) for name in run.model_fields_set & set(MAY_CHANGE)}
+    options = {name: getattr(run, name) for name in run.model_fields_set - {"resume"} - leave}
     if options.get("batch") == "auto":  # it was settled when the run began
         del options["batch"]
     changed = [k for k, v in options.items() if k not in MAY_CHANGE and v != getattr(saved, k)]

@@ -36,10 +36,16 @@ def train(run: Run | None = None, *, quiet: bool = False, **options: Any) -> Tra
     Raises `UserError` for a mistake in the options or the data, before training; `Diverged` when a loss is not finite.
     """
     run = run or make_run(**options)
-    if runs.ranks() == 1:
-        run = runs.settled(run)
-    else:
+    if runs.ranks() > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that a model may use all its parameters
+        return _train(run, quiet=quiet)
+    from boxwright.training.stopping import Stop
+
+    with Stop():
+        return _train(runs.settled(run), quiet=quiet)
+
+
+def _train(run: Run, *, quiet: bool) -> Trained:
     _check_run(run)
     from boxwright.training.loop import train
 

@@ -339,3 +339,10 @@ def test_torchscript_folders_and_absent_files_are_named(tmp_path: Path) -> None:
     assert "No such file" in refusal(lambda: read_tensors(tmp_path / "none.pt"))
     (tmp_path / "w.safetensors").write_bytes(b"hello")
     assert "named .safetensors" in refusal(lambda: read_tensors(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
+def test_parameters_that_were_saved_as_such_are_plain_tensors(tmp_path: Path, save: Callable[..., None]) -> None:
+    path = tmp_path / "w.pth"
+    save({"a": torch.ones(3, requires_grad=True)}, path)
+    assert not read_tensors(path)["a"].requires_grad

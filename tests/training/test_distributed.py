@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Trains in so many processes, and gives the run folder."""
 
-    def launch(name: str, ranks: int, *more: str) -> Path:
+    def launch(name: str, ranks: int, *more: str, given: str = WORDS) -> Path:
         place = tmp_path_factory.mktemp(name)
         words = ["boxwright", "train", "--data", str(data), "--project-dir", str(place), "--name", name]
         with socket.socket() as probe:
@@ -49,7 +49,7 @@ def launch(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Launch:
         common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         running = [
             subprocess.Popen(
-                [sys.executable, "-m", *words, *WORDS.split(), *more],
+                [sys.executable, "-m", *words, *given.split(), *more],
                 env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)},
                 stderr=subprocess.PIPE,
                 text=True,
@@ -81,6 +81,14 @@ def test_two_processes_are_one(launch: Launch, alone: Path, more: list[str]) -> 
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         if "--shard" not in more:
             assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_sgd_moves_pieces_too(launch: Launch) -> None:
+    words = WORDS.replace("--optimizer adamw --lr 0.002", "--optimizer sgd --lr 0.002")
+    one, two = (launch(f"sgd{ranks}", ranks, *more, given=words) for ranks, more in ((1, []), (2, ["--shard"])))
+    mine, theirs = (read_tensors(folder / "last_model.safetensors") for folder in (one, two))
+    assert max((mine[name].double() - theirs[name].double()).abs().max().item() for name in mine) < 1e-5
 
 
 def test_sharing_a_model_takes_several_processes(data: Path) -> None:

@@ -83,7 +83,7 @@ class _OwnAugmentation:
         try:
             with _globals_seeded(rng):
                 result = augment(image, picture.boxes.copy(), codes, rng)
-        except Exception as error:  # whatever a user's code raises
+        except (Exception, SystemExit) as error:  # whatever a user's code raises
             raise UserError(f"{_where(self.path, error)}: {_reason(error)}") from error
         try:
             return cut(_checked(result, self.imgsz, self.classes))

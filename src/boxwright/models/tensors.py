@@ -89,6 +89,7 @@ def read_tensors(path: Path) -> Tensors:
     else:
         found, notes = _unwrapped(_read_torch(path, size, zipped=head.startswith(b"PK")), path)
     _require_sound(found, path, size)
+    found = {name: tensor.detach() for name, tensor in found.items()}  # parameters may have been saved as such
     tensors, prefixes = _without_wrappers(found, path)
     return Tensors(tensors, notes=(*notes, *prefixes), metadata=metadata)
 
@@ -207,7 +208,7 @@ def _require_sound(tensors: Mapping[str, Tensor], path: Path, size: int) -> None
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor)  # NaN passes through both: one pass and nothing allocated
+    low, high = torch.aminmax(tensor.detach())  # NaN passes through both: one pass and nothing allocated
     return math.isfinite(low) and math.isfinite(high)
 
 

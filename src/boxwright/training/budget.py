@@ -53,6 +53,10 @@ class Budget:
         self._last = None
         self._planned = False
 
+    def over(self, gone: float) -> bool:
+        """Whether the time is used up after `gone` seconds."""
+        return self.seconds is not None and gone >= self.seconds * RESERVE
+
     def total(self, step: int, gone: float) -> int:
         """Steps that the run is to have, `step` of them done in `gone` seconds."""
         assert self.seconds is not None

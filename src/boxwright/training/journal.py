@@ -25,6 +25,7 @@ from boxwright.training.run_folder import append_json, append_row
 from boxwright.training.sinks import Sinks
 
 BOOKS = ("metrics.jsonl", "results.csv")
+WORTH_SAYING = ("recipe", "flip", "scale_jitter", "mosaic", "mixup", "copy_paste", "augment", "article_faults", "ema")
 LOG_EVERY = 10  # steps
 LINE_EVERY = 30.0  # seconds, where standard error is no terminal
 
@@ -110,7 +111,11 @@ class Journal:
             self.say(f"{split.name}: {len(split.records)} pictures, {objects} objects, {len(dataset.classes)} classes")
             for line in fault_lines(split):
                 self.say(f"  {line}")
-        self.say(f"{run.model}: {parameters:,} parameters, {origin}")
+        parts = [run.backbone, run.pyramid and f"pyramid {run.pyramid}"]
+        beneath = "".join(f" on {part}" for part in parts if part)
+        self.say(f"{run.model}{beneath}: {parameters:,} parameters, {origin}")
+        if used := [f"{name} {getattr(run, name)}" for name in WORTH_SAYING if getattr(run, name)]:
+            self.say(", ".join(used))
         many = f"{self.total} steps" if not run.time_budget else f"{run.time_budget} of steps"
         on = f"{self.ranks} × {self.device.type}" if self.ranks > 1 else str(self.device)
         self.say(
@@ -155,8 +160,9 @@ class Journal:
         plots.plot_map(self.folder)
         plots.plot_losses(self.folder)
         plots.plot_learning_rate(self.folder)
+        epochs = f"/{self.run.epochs}" if not self.run.budget else ""
         self.say(
-            f"epoch {epoch}/{self.run.epochs}  loss {loss:.3f}  mAP {scores['map']:.3f}  mAP50 {scores['map50']:.3f}"
+            f"epoch {epoch}{epochs}  loss {loss:.3f}  mAP {scores['map']:.3f}  mAP50 {scores['map50']:.3f}"
             f"  {'best so far' if best else '':11}  {clock(self.seconds())} gone, {self._left(step)} left"
         )
         self._epoch, self._window_started = [], time.monotonic()
@@ -186,6 +192,8 @@ class Journal:
         return time.monotonic() - self._started
 
     def _left(self, step: int) -> str:
+        if self.run.budget:
+            return clock(max(self.run.budget - self.seconds(), 0))
         return clock(self.seconds() / (step + 1) * (self.total - step - 1))
 
     def _memory(self) -> str:

@@ -237,6 +237,8 @@ def _train(run: Run, world: World, stop: Stop, stack: ExitStack, *, quiet: bool)
                     previews.validation(folder, predictor, validation.records)
                 journal.evaluation(result.steps - 1, scores, best=result.evaluations_since == 0)
                 budget.evaluated(time.monotonic() - began)
+                if world.from_first(budget.over(journal.seconds())):
+                    result.total = journal.total = result.steps
                 saved = -math.inf
         if world.size == 1:
             request = asked()

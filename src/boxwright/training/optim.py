@@ -19,7 +19,8 @@ def make_optimizer(detector: nn.Module, run: Run) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum 0.9, or AdamW; fused where the device has it."""
     groups = list(parameter_groups(detector, run.weight_decay, run.layer_decay))
     if run.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=run.learning_rate, momentum=0.9, nesterov=True, fused=True)
+        fused = not run.shard  # PyTorch's fused SGD does not know parameters in pieces; its fused AdamW does
+        return torch.optim.SGD(groups, lr=run.learning_rate, momentum=0.9, nesterov=True, fused=fused)
     return torch.optim.AdamW(groups, lr=run.learning_rate, fused=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -49,4 +50,6 @@ class Stop:
         if self.at_once and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.at_once:
-            raise Stopped("stopped before the first step: nothing to save")
+            told = "stopped before the first step: there is nothing to save"
+            sys.stderr.write(told + "\n")
+            raise Stopped(told)

@@ -306,6 +306,8 @@ def _named(names: Sequence[str]) -> _Columns | None:
     for kind, words in _BOXES:
         if all(word in where for word in words) and image is not None and name is not None and image != name:
             box = tuple(where[word] for word in words)
+            if twice := [word for word in words if plain.count(word) > 1]:
+                raise _UnclearError(f"there are two columns called {quoted(twice[0])}")
             height, width = (first([w for w in choices if w not in words]) for choices in (_HEIGHT, _WIDTH))
             size = None if height is None or width is None else (height, width)
             marks = {mark: where[word] for word, mark in _MARKS.items() if word in where}
