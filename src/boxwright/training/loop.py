@@ -74,7 +74,8 @@ def train(run: Run, *, quiet: bool = False) -> Trained:
     before the first step, losses that stay not finite `Diverged`. SIGTERM and SIGUSR1 end it with `Stopped`, Ctrl-C
     with `KeyboardInterrupt`, after the step and with its state saved.
     """
-    with join(sharded=run.shard, step_timeout=run.step_timeout) as world, Stop() as stop, ExitStack() as stack:
+    sharded = run.shard and (runs.ranks() > 1 or not run.resume)  # alone one goes on whole with what several shared
+    with join(sharded=sharded, step_timeout=run.step_timeout) as world, Stop() as stop, ExitStack() as stack:
         if world.size > 1:
             stack.enter_context(lost())
             run = world.from_first(runs.settled(run) if world.first else run)
