@@ -14,7 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from boxwright.data.dataset import open_dataset
 from boxwright.data.synth import synthesize
+from boxwright.inference.predictor import Predictor
 from boxwright.models.checkpoint import read_tensors
 from boxwright.training import distributed
 from boxwright.training.distributed import RankLost, World, incarnation, lost
@@ -81,6 +83,20 @@ def test_two_processes_are_one(launch: Launch, alone: Path, more: list[str]) -> 
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         if "--shard" not in more:
             assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_judging_shared_out_finds_what_one_process_finds(trained: Path, drawn: Path, ranks: int) -> None:
+    predictor = Predictor.load(trained / "best_model.safetensors", device="cpu")
+    records = open_dataset(drawn).read("train").records
+    alone = dict(predictor.each_record(records, batch=2))
+    shares = [dict(predictor.each_record(records, batch=2, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert sorted(index for share in shares for index in share) == sorted(alone)  # each once
+    assert all(shares)
+    assert sum(len(found) for found in alone.values()) > 0
+    for index, found in (pair for share in shares for pair in share.items()):
+        for name in ("boxes", "scores", "labels"):
+            assert (getattr(found, name) == getattr(alone[index], name)).all()
 
 
 @pytest.mark.slow
