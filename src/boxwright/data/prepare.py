@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import tarfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -26,22 +24,35 @@ from typing import IO, NamedTuple
 import yaml
 
 from boxwright.data.formats.voc import CLASSES
-from boxwright.download import HEADROOM, File, cache_folder, check, fetch, readable_size, told
+from boxwright.data.placing import (
+    LARGEST,
+    LINKED,
+    File,
+    OnDisk,
+    Piece,
+    Say,
+    absolute,
+    destination,
+    existing,
+    files_in,
+    fill,
+    give_name,
+    make_folders,
+    partial_of,
+    require_room,
+)
+from boxwright.download import File as Download
+from boxwright.download import cache_folder, check, fetch, told
 from boxwright.folders import held
-from boxwright.progress import Progress
 from boxwright.types import UserError
 
-Say = Callable[[str], None]
-
 TERMS = "photos under Flickr's terms of use"
-LARGEST = 32 << 20  # bytes of one picture or annotation; the official ones are below 1 MB
-BLOCK = 4096  # bytes that a file takes at least on common file systems
 SPLITS = ("train", "valid")
 _SUFFIXES = {"images": ".jpg", "labels": ".xml"}
 
 
 @dataclass(frozen=True)
-class Archive(File):
+class Archive(Download):
     """One of the official tar files."""
 
     year: int
@@ -111,33 +122,30 @@ def prepare_voc(
     """
     if root and archives:
         raise UserError("--root and --archives do not go together: name the one that has the files")
-    folder = _absolute(folder)
-    if folder.is_symlink():
-        folder = Path(os.path.realpath(folder))  # on a larger disk, say: there it can grow and get its name
+    folder = destination(folder)
     chosen = _choose(years, train, valid)
     if found := _prepared(folder, chosen):
         say(f"{folder} is there already, and whole")
         return found
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = partial_of(folder)
     with ExitStack() as opened:
         if root:
-            sources = _in_devkit(_absolute(root), chosen)
+            sources = _in_devkit(absolute(root), chosen)
         else:
-            paths = _local(_absolute(archives), chosen, say) if archives else _downloaded(folder, chosen, say)
+            paths = _local(absolute(archives), chosen, say) if archives else _downloaded(folder, chosen, say)
             sources = {year_list: _in_tar(path, year_list.year, opened) for year_list, path in paths.items()}
         pieces = _plan(chosen, sources, say)
-        _make(partial)
+        make_folders(partial, [f"{split}/{kind}" for split in SPLITS for kind in _SUFFIXES])
         opened.enter_context(held(partial))
-        linked, written = _fill(partial, pieces, copy=copy, say=say)
+        _sweep(partial, {piece.target for piece in pieces})
+        linked, written = fill(partial, pieces, copy=copy, say=say)
         counts = {split: sum(p.target.startswith(f"{split}/images/") for p in pieces) for split in SPLITS}
         (partial / "data.yaml").write_text(_data_yaml(chosen, counts), encoding="utf-8", newline="\n")
         if written and sys.platform != "win32":
             os.sync()  # one call: fsync of tens of thousands of files would take minutes
-        _give_name(partial, folder)
+        give_name(partial, folder)
     if linked:
-        say(
-            f"{linked:,} files are hard links: what is changed in one folder changes in the other (--copy makes copies)"
-        )
+        say(LINKED.format(linked))
     if not root and not archives:
         say(f"the archives stay in {cache_folder()}; delete them there if you need the room")
     return Prepared(folder / "data.yaml", counts["train"], counts["valid"], linked, written)
@@ -185,16 +193,9 @@ def _choose(years: Sequence[int], train: Sequence[str], valid: Sequence[str]) ->
     return chosen
 
 
-class _Piece(NamedTuple):
-    """One file to be put into the folder."""
-
-    file: _File
-    target: str  # train/images/000005.jpg
-
-
-def _plan(chosen: Chosen, sources: Mapping[YearList, _Year], say: Say) -> list[_Piece]:
+def _plan(chosen: Chosen, sources: Mapping[YearList, _Year], say: Say) -> list[Piece]:
     """Every picture and annotation, and where it goes."""
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     homes: dict[str, tuple[str, YearList]] = {}
     for split, year_lists in chosen.items():
         for year_list in year_lists:
@@ -208,8 +209,8 @@ def _plan(chosen: Chosen, sources: Mapping[YearList, _Year], say: Say) -> list[_
                 )
             for stem in stems:
                 if stem not in homes:
-                    pieces.append(_Piece(year.files[f"JPEGImages/{stem}.jpg"], f"{split}/images/{stem}.jpg"))
-                    pieces.append(_Piece(year.files[f"Annotations/{stem}.xml"], f"{split}/labels/{stem}.xml"))
+                    pieces.append(Piece(year.files[f"JPEGImages/{stem}.jpg"], f"{split}/images/{stem}.jpg"))
+                    pieces.append(Piece(year.files[f"Annotations/{stem}.xml"], f"{split}/labels/{stem}.xml"))
                     homes[stem] = split, year_list
     return pieces
 
@@ -250,46 +251,10 @@ def _few(stems: Sequence[str]) -> str:
 # --- where they are
 
 
-class _File(ABC):
-    """A file of VOC, on the disk or inside an archive."""
-
-    path: str | None = None  # None: inside an archive
-
-    @abstractmethod
-    def __str__(self) -> str: ...
-
-    @abstractmethod
-    def open(self) -> IO[bytes]: ...
-
-    @abstractmethod
-    def stat(self) -> tuple[int, float]:
-        """Its size in bytes, and when it was last changed."""
-
-    def read(self) -> bytes:
-        with self.open() as stream:
-            return stream.read(LARGEST)
-
-
-class _OnDisk(_File):
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def open(self) -> IO[bytes]:
-        assert self.path
-        return open(self.path, "rb")  # noqa: PTH123  # a Path for each of 40,000 files costs a second
-
-    def stat(self) -> tuple[int, float]:
-        assert self.path
-        status = os.stat(self.path)  # noqa: PTH116
-        return status.st_size, status.st_mtime
-
-
-class _InTar(_File):
+class _InTar(File):
     def __init__(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         self._tar, self._member = tar, member
+        self.offset = member.offset_data
 
     def __str__(self) -> str:
         return f"{self._member.name} in {self._tar.name!s}"
@@ -302,16 +267,12 @@ class _InTar(_File):
     def stat(self) -> tuple[int, float]:
         return self._member.size, self._member.mtime
 
-    @property
-    def offset(self) -> int:
-        return self._member.offset_data
-
 
 class _Year(NamedTuple):
     """The files of one year, by their paths in VOC2007/: `JPEGImages/000005.jpg`."""
 
     place: str  # for a person
-    files: Mapping[str, _File]
+    files: Mapping[str, File]
 
 
 _FOLDERS = ("ImageSets/Main", "JPEGImages", "Annotations")
@@ -349,15 +310,15 @@ def _lacking(root: Path, year_list: YearList, folders: Sequence[Path]) -> str:
     return f"there is no VOC{year_list.year} in {root}.{hint}"
 
 
-def _scan(folder: Path) -> dict[str, _File]:
-    files: dict[str, _File] = {}
+def _scan(folder: Path) -> dict[str, File]:
+    files: dict[str, File] = {}
     for kind in _FOLDERS:
         try:
             with os.scandir(folder / kind) as entries:
                 for entry in entries:
                     if entry.is_file():  # os.link would link to a symbolic link itself, not to the file
                         path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                        files[f"{kind}/{entry.name}"] = _OnDisk(path)
+                        files[f"{kind}/{entry.name}"] = OnDisk(path)
         except OSError as error:
             raise UserError(f"cannot read the folder {folder / kind}: {error.strerror or error}") from None
     return files
@@ -368,7 +329,7 @@ def _in_tar(path: Path, year: int, opened: ExitStack) -> _Year:
     inside = f"VOCdevkit/VOC{year}/"
     try:
         tar = opened.enter_context(tarfile.open(path, "r:"))  # noqa: SIM115
-        files: dict[str, _File] = {
+        files: dict[str, File] = {
             member.name.removeprefix(inside): _InTar(tar, member)
             for member in tar
             if member.isreg() and not member.issparse() and member.size <= LARGEST and member.name.startswith(inside)
@@ -398,6 +359,9 @@ def _local(folder: Path, chosen: Chosen, say: Say) -> dict[YearList, Path]:
     return _by_list(chosen, {archive.name: folder / archive.name for archive in archives})
 
 
+_CACHE = ", or $BOXWRIGHT_CACHE for the archives"
+
+
 def _downloaded(folder: Path, chosen: Chosen, say: Say) -> dict[YearList, Path]:
     """The tar files in the cache, downloaded where they are not there yet."""
     archives, cache = _archives_of(chosen), cache_folder()
@@ -405,80 +369,17 @@ def _downloaded(folder: Path, chosen: Chosen, say: Say) -> dict[YearList, Path]:
     sizes = sum(archive.size or 0 for archive in absent)
     begun = sum(part.stat().st_size for archive in absent if (part := cache / f"{archive.name}.part").is_file())
     unpacked = sum(archive.size or 0 for archive in archives)  # at most
-    if absent and _existing(cache).stat().st_dev == _existing(folder).stat().st_dev:
-        _require_room(cache, sizes - begun + unpacked)
+    if absent and existing(cache).stat().st_dev == existing(folder).stat().st_dev:
+        require_room(cache, sizes - begun + unpacked, _CACHE)
     elif absent:
-        _require_room(cache, sizes - begun)
-        _require_room(folder, unpacked)
+        require_room(cache, sizes - begun, _CACHE)
+        require_room(folder, unpacked, _CACHE)
     paths = {archive.name: fetch(archive, progress=told(archive, say, terms=TERMS)) for archive in archives}
     return _by_list(chosen, paths)
 
 
 def _by_list(chosen: Chosen, paths: Mapping[str, Path]) -> dict[YearList, Path]:
     return {one: paths[one.archive.name] for year_lists in chosen.values() for one in year_lists}
-
-
-# --- into the folder
-
-
-def _fill(partial: Path, pieces: Sequence[_Piece], *, copy: bool, say: Say) -> tuple[int, int]:
-    """Put what is lacking into `partial`; how many files are links and how many have bytes of their own."""
-    _sweep(partial, {piece.target for piece in pieces})
-    todo = [piece for piece in pieces if not _is_there(piece.file, f"{partial}/{piece.target}", copy=copy)]
-    if len(todo) < len(pieces):
-        say(f"going on with {partial}: {len(pieces) - len(todo):,} of {len(pieces):,} files are there")
-    link = not copy and _can_link(todo, partial)
-    if not link:
-        size = sum(piece.file.stat()[0] for piece in todo)
-        _require_room(partial, size + len(todo) * BLOCK)
-        if todo:
-            say(f"{_why_written(todo, copy=copy)}: {readable_size(size)} to write")
-    # Archives are read once from end to end.
-    todo.sort(key=lambda piece: piece.file.offset if isinstance(piece.file, _InTar) else 0)
-    progress, linked = Progress("file", len(todo), say), 0
-    for done, piece in enumerate(todo):
-        linked += _put(piece.file, f"{partial}/{piece.target}", link=link)
-        progress(done + 1)
-    return linked, len(todo) - linked
-
-
-def _why_written(todo: Sequence[_Piece], *, copy: bool) -> str:
-    if todo[0].file.path is None:
-        return "unpacking"
-    return "copying" if copy else "copying, because this file system has no hard links to where the files are"
-
-
-def _put(file: _File, target: str, *, link: bool) -> bool:
-    """Give `file` a second place at `target`; whether as a hard link."""
-    if link and file.path:
-        with suppress(OSError):  # too many links to this one, or a symbolic link led to another disk
-            os.link(file.path, target)
-            return True
-    size, changed = file.stat()
-    part = f"{target}.part"
-    try:
-        with file.open() as source, open(part, "wb") as out:  # noqa: PTH123
-            shutil.copyfileobj(source, out, 1 << 20)
-            if out.tell() != size:
-                raise tarfile.ReadError("it ends too early")
-    except (tarfile.TarError, FileNotFoundError, PermissionError) as error:
-        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
-    os.utime(part, (changed, changed))
-    os.replace(part, target)  # noqa: PTH105
-    return False
-
-
-def _is_there(file: _File, target: str, *, copy: bool) -> bool:
-    """Whether an earlier call has put `file` there; what is there instead of it is taken away."""
-    try:
-        there = os.stat(target)  # noqa: PTH116
-    except FileNotFoundError:
-        return False
-    size, changed = file.stat()
-    if there.st_size == size and abs(there.st_mtime - changed) < 2 and not (copy and there.st_nlink > 1):
-        return True  # 2 seconds: the clock of FAT
-    os.unlink(target)  # noqa: PTH108
-    return False
 
 
 _OURS = re.compile(
@@ -489,66 +390,13 @@ _OURS = re.compile(
 def _sweep(partial: Path, targets: set[str]) -> None:
     """Take away what another choice of lists, or a call that was cut off, has left; refuse what is not ours."""
     left: list[Path] = []
-    for folder, _, names in os.walk(partial):
-        inside = Path(folder).relative_to(partial).as_posix()
-        for name in names:
-            path = name if inside == "." else f"{inside}/{name}"
-            if not _OURS.fullmatch(path):
-                raise UserError(f"{partial} holds {path}, which is not from here. Delete {partial}, or move it away")
-            if path not in targets:
-                left.append(Path(folder, name))
+    for inside, path in files_in(partial):
+        if not _OURS.fullmatch(inside):
+            raise UserError(f"{partial} holds {inside}, which is not from here. Delete {partial}, or move it away")
+        if inside not in targets:
+            left.append(path)
     for path in left:
         path.unlink()
-
-
-def _can_link(todo: Iterable[_Piece], partial: Path) -> bool:
-    source = next((piece.file.path for piece in todo), None)
-    if source is None:
-        return False
-    try:
-        os.link(source, partial / "link.probe")
-    except OSError:
-        return False
-    (partial / "link.probe").unlink()
-    return True
-
-
-def _make(partial: Path) -> None:
-    try:
-        for split in SPLITS:
-            for kind in ("images", "labels"):
-                (partial / split / kind).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write into {partial}: {error.strerror}. Choose another --folder") from None
-
-
-def _give_name(partial: Path, folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()  # an empty one, which not every system replaces
-    try:
-        partial.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot rename {partial} to {folder}: {error.strerror}. Run again") from None
-
-
-def _require_room(place: Path, needed: int) -> None:
-    free = shutil.disk_usage(_existing(place)).free
-    if needed and needed + HEADROOM > free:
-        raise UserError(
-            f"{place} has no room: {readable_size(needed)} are needed, {readable_size(free)} free. "
-            "Make room, or choose another --folder, or $BOXWRIGHT_CACHE for the archives"
-        )
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _absolute(path: Path) -> Path:
-    absolute = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  # Path.absolute keeps `..`
-    if not absolute.name:
-        raise UserError(f"{path} is no folder that can be used")
-    return absolute
 
 
 # --- what a whole folder says of itself
