@@ -74,6 +74,12 @@ class Run(BaseModel):
         description="Start a new run from the best weights of this run folder, with its options where none are given.",
     )
     ignore_unknown: bool = Field(False, description="Leave out objects of classes that are not in the list.")
+    skip_bad: bool = Field(
+        False, description="Leave out annotations that contradict themselves, such as xmax below xmin, and go on."
+    )
+    max_bad: float = Field(
+        0.01, ge=0, le=1, description="Largest share of the pictures that may be left out, as unreadable or unlabelled."
+    )
 
     # How long
     epochs: int = Field(5, ge=1, description="Passes over the training pictures.")
@@ -236,6 +242,11 @@ class Run(BaseModel):
         joined = {"backbone": self.backbone, "pyramid": self.pyramid}
         pairs = (text.partition("=") for text in self.option)
         return {k: v for k, v in joined.items() if v is not None} | {k: _literal(v) for k, _, v in pairs}
+
+    @property
+    def tolerance(self) -> dict[str, Any]:
+        """What `Dataset.read` is to let pass."""
+        return {"max_bad": self.max_bad, "ignore_unknown": self.ignore_unknown, "skip_bad": self.skip_bad}
 
     @property
     def budget(self) -> float | None:

@@ -84,17 +84,23 @@ class Record:
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
 
-Action = Literal["refused", "skipped image", "dropped box", "repaired"]
+Action = Literal["refused", "skipped image", "dropped box", "repaired", "noted"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing found wrong while reading data, and what was done about it."""
+    """One thing found wrong while reading data, and what was done about it.
+
+    `wrong` tells a contradiction (corners the wrong way round, a word for a number, the size of another picture) from a
+    loss (half a picture, a box without area): what can be lost costs a picture or a box, but nobody knows what a
+    contradiction was to say, so that data with one is refused unless the user has it left out.
+    """
 
     path: Path
     reason: str
     action: Action
     line: int | None = None  # of the XML or YAML, 1-based
+    wrong: bool = field(default=False, kw_only=True)
 
     def __str__(self) -> str:
         where = f"{self.path}:{self.line}" if self.line else str(self.path)

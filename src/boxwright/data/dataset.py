@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -32,6 +32,7 @@ class Split:
     name: SplitName
     records: tuple[Record, ...]
     faults: tuple[Fault, ...]
+    pictures: int = 0  # that there are, those that must be skipped among them
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +67,20 @@ class Dataset:
         """The same files, their labels counted by another list of classes."""
         return replace(self, layout=replace(self.layout, classes=tuple(classes)))
 
-    def read(self, name: SplitName, *, max_bad: float = 0.01, ignore_unknown: bool = False) -> Split:
-        """Scan a split: every header and every annotation is read, no pixel decoded.
+    def read(
+        self, name: SplitName, *, max_bad: float = 0.01, ignore_unknown: bool = False, skip_bad: bool = False
+    ) -> Split:
+        """`scan` a split; the first of its `problems` is raised."""
+        split = self.scan(name)
+        for problem in self.problems(split, max_bad=max_bad, ignore_unknown=ignore_unknown, skip_bad=skip_bad):
+            raise UserError(problem)
+        return split
 
-        Raises `UserError` where the split does not exist, holds no pictures, has two for one annotation, or
-        shares any with its counterpart; where an object's class is not in `classes`, unless `ignore_unknown`;
-        where more than the fraction `max_bad` (and more than a handful) of its pictures must be skipped; and
-        where training would have no object to learn.
+    def scan(self, name: SplitName) -> Split:
+        """Read every header and every annotation of a split, decode no pixel, and refuse nothing for what they say.
+
+        Raises `UserError` where the split does not exist, holds no pictures, has two for one annotation, or shares any
+        with its counterpart.
         """
         if name not in self.layout.splits:
             raise UserError(f"{self.path} has no split {name!r}; it has {', '.join(self.splits)}")
@@ -86,13 +94,28 @@ class Dataset:
             faults += found
             if record is not None:
                 records.append(record)
-        if not ignore_unknown:
-            _check_classes(faults, self.classes)
         pictures = sum(item.image is not None or item.listed for item, _ in items)
-        _check_share(name, faults, pictures - len(records), pictures, max_bad)
-        if name == "train" and not any((~(record.difficult | record.crowd)).any() for record in records):
-            raise UserError(f"{self.path}: 0 objects to train on in {len(records)} pictures{_examples(faults)}")
-        return Split(name, tuple(records), tuple(faults))
+        return Split(name, tuple(records), tuple(faults), pictures)
+
+    def problems(
+        self, split: Split, *, max_bad: float = 0.01, ignore_unknown: bool = False, skip_bad: bool = False
+    ) -> Iterator[str]:
+        """Why a split cannot be trained or judged on: it has objects of a class that is not in `classes`, unless
+        `ignore_unknown`; it contradicts itself, unless `skip_bad`; more than the fraction `max_bad` (and more than a
+        handful) of its pictures must be skipped; there is no object to learn.
+        """
+        if not ignore_unknown and (problem := _unknown_classes(split.faults, self.classes)):
+            yield problem
+        if not skip_bad and (problem := _contradictions(split)):
+            yield problem
+        skipped = split.pictures - len(split.records)
+        if skipped == split.pictures or (skipped > _HANDFUL and skipped > max_bad * split.pictures):
+            yield (
+                f"{skipped} of the {split.pictures} pictures of {split.name!r} cannot be used{_examples(split.faults)}"
+            )
+        if split.name == "train" and not any((~(record.difficult | record.crowd)).any() for record in split.records):
+            count = len(split.records)
+            yield f"{self.path}: 0 objects to train on in {count} pictures{_examples(split.faults)}"
 
     def fingerprint(self, split: Split) -> str:
         """16 hexadecimal digits that change when a class, id, size, box, label or flag does."""
@@ -262,15 +285,33 @@ def _read(item: Item, reader: Reader, labels: Mapping[str, int]) -> tuple[Record
 # --- the whole split
 
 
-def _check_classes(faults: Iterable[Fault], classes: tuple[str, ...]) -> None:
+_LISTED = 20  # contradictions that a message shows
+
+
+def _contradictions(split: Split) -> str | None:
+    wrong = [fault for fault in split.faults if fault.wrong]
+    if not wrong:
+        return None
+    more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+    listed = "; ".join(f"{_where(fault)}: {fault.reason}" for fault in wrong[:_LISTED])
+    return (
+        f"{split.name!r} has {len(wrong)} annotations that cannot be right: {listed}{more}. Mend them "
+        "(`boxwright data check` lists all, `--fix` writes a corrected copy), or leave them out with --skip-bad"
+    )
+
+
+def _where(fault: Fault) -> str:
+    return f"{fault.path}:{fault.line}" if fault.line else str(fault.path)
+
+
+def _unknown_classes(faults: Iterable[Fault], classes: tuple[str, ...]) -> str | None:
     unknown = [fault for fault in faults if isinstance(fault, UnknownClass)]
     if not unknown:
-        return
+        return None
     counts = Counter(fault.name for fault in unknown)
     listed = few(f"{name!r} ({count} objects){_nearest(name, classes)}" for name, count in counts.most_common())
-    where = f"{unknown[0].path}:{unknown[0].line}" if unknown[0].line else str(unknown[0].path)
-    raise UserError(
-        f"{where}: classes that are not in the list of {len(classes)}: {listed}. "
+    return (
+        f"{_where(unknown[0])}: classes that are not in the list of {len(classes)}: {listed}. "
         "Mend the list or the annotations, or leave such objects out with --ignore-unknown"
     )
 
@@ -281,11 +322,6 @@ def _nearest(name: str, classes: tuple[str, ...]) -> str:
     if name.casefold() in folded:
         return f", perhaps {folded[name.casefold()]!r}"
     return nearest(name, classes).replace(" Did you mean", ", perhaps").rstrip("?")
-
-
-def _check_share(name: SplitName, faults: list[Fault], skipped: int, pictures: int, max_bad: float) -> None:
-    if skipped == pictures or (skipped > _HANDFUL and skipped > max_bad * pictures):
-        raise UserError(f"{skipped} of the {pictures} pictures of {name!r} cannot be used{_examples(faults)}")
 
 
 def _examples(faults: Iterable[Fault]) -> str:

@@ -94,8 +94,8 @@ def _train(run: Run, world: World, stop: Stop, stack: ExitStack, *, quiet: bool)
     if run.deterministic:
         make_deterministic()
     dataset = open_dataset(run.data)
-    training = dataset.read("train", ignore_unknown=run.ignore_unknown)
-    validation = dataset.read("val", ignore_unknown=run.ignore_unknown)
+    training = dataset.read("train", **run.tolerance)
+    validation = dataset.read("val", **run.tolerance)
     if not any((~(record.difficult | record.crowd)).any() for record in validation.records):
         raise UserError(f"{run.data}: 0 objects to be judged on in {len(validation.records)} validation pictures")
     known = identity(run, dataset, (training, validation))

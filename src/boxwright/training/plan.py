@@ -405,8 +405,8 @@ def pictures_of(run: Run) -> Pictures | None:
     if not run.data:
         return None
     dataset = open_dataset(run.data)
-    training = dataset.read("train", ignore_unknown=run.ignore_unknown)
-    return Pictures(training, dataset.read("val", ignore_unknown=run.ignore_unknown), len(dataset.classes))
+    training = dataset.read("train", **run.tolerance)
+    return Pictures(training, dataset.read("val", **run.tolerance), len(dataset.classes))
 
 
 def scene_of(run: Run, pictures: Pictures | None, batch: int) -> Scene:

@@ -38,8 +38,9 @@ def require_same(saved: dict[str, Any], found: dict[str, Any], folder: Path) -> 
     """Refuse to go on with other data or classes than the state was made with."""
     if saved["classes"] != found["classes"]:
         raise UserError(f"{folder} was saved with the classes {saved['classes']}, the data now has {found['classes']}")
-    before, now = saved.get("run", {}), found["run"]
-    other = [k for k in now if before.get(k) != now[k]]
+    defaults = Run.model_construct().model_dump(mode="json")  # of options that there were not when it was saved
+    before, now = {**defaults, **saved.get("run", {})}, found["run"]
+    other = [k for k in now if before[k] != now[k]]
     if other:
         what = ", ".join(f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in other)
         raise UserError(f"run.yaml is not what {folder} was saved with: {what}. Put it back, or start a new run")

@@ -125,15 +125,18 @@ class RefusedError(Exception):
         self.reason, self.line = reason, line
 
     def fault(self, path: Path, action: Action = "skipped image") -> Fault:
-        return Fault(path, self.reason, action, self.line)
+        return Fault(path, self.reason, action, self.line, wrong=True)
 
 
 class DroppedError(Exception):
-    """Why an object is left out, `line` if not the object's own, and its class if it is `unknown`."""
+    """Why an object is left out, `line` if not the object's own, and its class if it is `unknown`.
 
-    def __init__(self, reason: str, line: int | None = None, unknown: str | None = None) -> None:
+    It is `wrong` if the file contradicts itself or says what no box is, not if there is merely nothing to learn from.
+    """
+
+    def __init__(self, reason: str, line: int | None = None, unknown: str | None = None, *, wrong: bool = True) -> None:
         super().__init__(reason)
-        self.line, self.unknown = line, unknown
+        self.line, self.unknown, self.wrong = line, unknown, wrong
 
 
 # --- the objects of a picture
@@ -176,13 +179,13 @@ class Objects:
             if error.unknown is not None:
                 self._faults.append(UnknownClass(self._path, reason, "dropped box", line, error.unknown))
             else:
-                self._faults.append(Fault(self._path, reason, "dropped box", error.line or line))
+                self._faults.append(Fault(self._path, reason, "dropped box", error.line or line, wrong=error.wrong))
         else:
             self._faults += self._repairs
 
-    def repaired(self, reason: str, line: int | None = None) -> None:
-        """Note what was mended about the object at hand."""
-        self._repairs.append(Fault(self._path, self._called + reason, "repaired", line or self._line))
+    def repaired(self, reason: str, line: int | None = None, *, wrong: bool = False) -> None:
+        """Note what was mended about the object at hand; `wrong`, if only by a guess."""
+        self._repairs.append(Fault(self._path, self._called + reason, "repaired", line or self._line, wrong=wrong))
 
     def label(self, name: str) -> int:
         """The number of a class."""
@@ -195,7 +198,7 @@ class Objects:
         """An object; `shown` is its box as the file has it, `hint` what may explain that it leaves the picture."""
         key = label, self._inside(box, shown or " ".join(f"{edge:g}" for edge in box), hint)
         if key in self._found:
-            raise DroppedError("is in the file twice: same class, same box")
+            raise DroppedError("is in the file twice: same class, same box", wrong=False)
         self._found[key] = marks
 
     def _inside(self, box: Box, shown: str, hint: str) -> Box:
@@ -206,7 +209,7 @@ class Objects:
             float(np.float32(min(max(e, 0), limit))) + 0.0 for e, limit in zip(box, limits, strict=True)
         )  # no -0.0
         if not (x2 - x1 > 1 and y2 - y1 > 1):
-            raise DroppedError(f"box {shown} has no area inside the {width}x{height} picture")
+            raise DroppedError(f"box {shown} has no area inside the {width}x{height} picture", wrong=False)
         if min(box) < -_ROUNDING or box[2] > width + _ROUNDING or box[3] > height + _ROUNDING:
             self.repaired(f"box {shown} leaves the {width}x{height} picture{hint}")
         return x1, y1, x2, y2
@@ -219,7 +222,7 @@ class Objects:
                 if name in said:
                     value = truth(said[name])
                     if value is None:
-                        self.repaired(f"{name} is {shown_value(said[name])}: taken as 0")
+                        self.repaired(f"{name} is {shown_value(said[name])}: taken as 0", wrong=name in DECISIVE)
                     return bool(value)
             return False
 
@@ -247,7 +250,14 @@ class Objects:
         )
 
 
+# Marks by which an object counts or does not: a guess would be a wrong label.
+DECISIVE = frozenset(("difficult", "ignore", "crowd", "iscrowd"))
 _ROUNDING = 0.5  # pixels over an edge that are no fault but a tool's rounding
+
+
+def contradicts(path: Path, reason: str, line: int | None = None) -> Annotation:
+    """The annotation of a picture that is left out because it was made for another."""
+    return skipped(Fault(path, reason, "skipped image", line, wrong=True))
 
 
 def skipped(fault: Fault) -> Annotation:
@@ -259,15 +269,21 @@ def skipped(fault: Fault) -> Annotation:
 def span(low_name: str, low: float, high_name: str, high: float) -> None:
     """Raise `DroppedError` unless the first edge comes before the second."""
     if low == high:
-        raise DroppedError(f"has no area: {low_name} and {high_name} are both {low:g}")
+        raise DroppedError(f"has no area: {low_name} and {high_name} are both {low:g}", wrong=False)
     if low > high:
         raise DroppedError(f"{low_name} {low:g} is greater than {high_name} {high:g}")
 
 
+def require_area(width: float, height: float) -> None:
+    """Raise `DroppedError` for a box without area, and for one with a negative side."""
+    if not (width > 0 and height > 0):
+        wrong = not (width >= 0 and height >= 0)
+        raise DroppedError(f"has no area: it is {width:g} wide and {height:g} high", wrong=wrong)
+
+
 def sides(x1: float, y1: float, width: float, height: float) -> Box:
     """The box of a corner and its sides; raises `DroppedError` where it has none."""
-    if not (width > 0 and height > 0):
-        raise DroppedError(f"has no area: it is {width:g} wide and {height:g} high")
+    require_area(width, height)
     return x1, y1, x1 + width, y1 + height
 
 

@@ -23,12 +23,12 @@ from boxwright.data.formats.base import (
     RefusedError,
     Source,
     class_name,
+    contradicts,
     disagreement,
     is_class_name,
     number,
     shown_value,
     sides,
-    skipped,
     stated_size,
 )
 from boxwright.data.formats.json_file import has_keys, read_json
@@ -89,7 +89,7 @@ class CocoReader(Reader):
     def read(self, item: Item, labels: Mapping[str, int], size: Size) -> Annotation:
         image = self._images[item.key]
         if reason := disagreement(image.size, size, f"image {image.id}: it is stated to be"):
-            return skipped(Fault(self._path, reason, "skipped image"))
+            return contradicts(self._path, reason)
         objects = Objects(self._path, size, labels)
         for thing in self._objects.get(item.key, ()):
             with objects.one(called=f"image {image.id}, annotation {shown_value(thing.id)}: "):
@@ -115,12 +115,12 @@ class CocoReader(Reader):
         images, annotations, categories = lists
         return images or [], annotations or [], categories or []
 
-    def _fault(self, reasons: Iterable[str], action: Action) -> None:
+    def _fault(self, reasons: Iterable[str], action: Action, *, wrong: bool = False) -> None:
         """One fault for all that is wrong in one way, however often: such mistakes come by the million."""
         reasons = list(reasons)
         if reasons:
             more = f" ({len(reasons)} such)" if len(reasons) > 1 else ""
-            self._faults.append(Fault(self._path, reasons[0] + more, action))
+            self._faults.append(Fault(self._path, reasons[0] + more, action, wrong=wrong))
 
     def _read_images(self, entries: list[Any]) -> dict[str, _Image]:
         images: dict[str, _Image] = {}
@@ -176,7 +176,7 @@ class CocoReader(Reader):
             if (key := _id(thing.id)) is not None:
                 times[key] += 1
             self._objects.setdefault(thing.image, []).append(thing)
-        self._fault(bad, "dropped box")
+        self._fault(bad, "dropped box", wrong=True)
         self._fault(lost, "dropped box")
         again = (
             f"annotation id {key} is there {count} times; all are read" for key, count in times.items() if count > 1

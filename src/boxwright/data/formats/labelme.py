@@ -24,6 +24,7 @@ from boxwright.data.formats.base import (
     RefusedError,
     Source,
     class_name,
+    contradicts,
     disagreement,
     number,
     shown_value,
@@ -32,7 +33,7 @@ from boxwright.data.formats.base import (
 )
 from boxwright.data.formats.json_file import has_keys, read_json
 from boxwright.data.formats.pictures import paired_items, parts
-from boxwright.types import Fault, Size
+from boxwright.types import Size
 
 MAX_BYTES = 500_000_000  # a picture may be inside
 _NO_AREA = ("point", "points", "line", "linestrip", "lines")
@@ -63,7 +64,7 @@ class LabelMeReader(Reader):
             return skipped(error.fault(path))
         stated = stated_size(document.get("imageHeight"), document.get("imageWidth"))
         if reason := disagreement(stated, size, "imageWidth and imageHeight say"):
-            return skipped(Fault(path, reason, "skipped image"))
+            return contradicts(path, reason)
         objects = Objects(path, size, labels)
         for index, shape in enumerate(document["shapes"]):
             with objects.one(called=f"shapes[{index}]: "):
@@ -128,7 +129,7 @@ def _box(shape: dict[str, Any]) -> Box:
     """The box around a shape."""
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")
     if kind in _NO_AREA:
-        raise DroppedError(f"a {kind} has no box")
+        raise DroppedError(f"a {kind} has no box", wrong=False)
     pairs = points if isinstance(points, list) else []
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) or len(pairs) < 2:
         raise DroppedError(f"points are {shown_value(points)}: not two or more pairs of numbers")

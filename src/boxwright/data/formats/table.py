@@ -28,12 +28,12 @@ from boxwright.data.formats.base import (
     RefusedError,
     Source,
     class_name,
+    contradicts,
     disagreement,
     number,
     quoted,
     read_text,
     sides,
-    skipped,
     span,
     stated_size,
 )
@@ -140,10 +140,12 @@ class CsvReader(Reader):
         by_name: dict[str, list[_Row]] = {}
         for line, cells in rows:
             if len(cells) <= max(self._columns.image, self._columns.name, *self._columns.box):
-                faults.append(Fault(self._path, f"row has {len(cells)} columns, too few", "dropped box", line))
+                faults.append(
+                    Fault(self._path, f"row has {len(cells)} columns, too few", "dropped box", line, wrong=True)
+                )
                 continue
             if not cells[self._columns.image].strip():
-                faults.append(Fault(self._path, "row names no picture", "dropped box", line))
+                faults.append(Fault(self._path, "row names no picture", "dropped box", line, wrong=True))
                 continue
             by_name.setdefault(cells[self._columns.image].strip(), []).append(self._row(line, cells))
         if not by_name:
@@ -166,7 +168,7 @@ class CsvReader(Reader):
         objects = Objects(self._path, size, labels)
         for row in self._by_key[item.key]:
             if reason := disagreement(stated_size(*row.size), size, "the row says"):
-                return skipped(Fault(self._path, reason, "skipped image", row.line))
+                return contradicts(self._path, reason, row.line)
             if not any(text.strip() for text in row.box):
                 continue
             with objects.one(row.line):

@@ -20,6 +20,7 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 from boxwright.data.formats.base import (
+    DECISIVE,
     Annotation,
     Box,
     DroppedError,
@@ -30,6 +31,7 @@ from boxwright.data.formats.base import (
     RefusedError,
     Source,
     class_name,
+    contradicts,
     disagreement,
     number,
     one_line,
@@ -41,7 +43,7 @@ from boxwright.data.formats.base import (
     truth,
 )
 from boxwright.data.formats.pictures import paired_items
-from boxwright.types import Fault, Record, Size
+from boxwright.types import Record, Size
 
 CLASSES = (  # of the challenges 2007 to 2012, in the official order
     "aeroplane",
@@ -108,12 +110,14 @@ def read_annotation(path: Path, classes: Mapping[str, int], size: Size) -> Annot
     except RefusedError as error:
         return skipped(error.fault(path))
     if reason := disagreement(document.size, size, "<size> says"):
-        return skipped(Fault(path, reason, "skipped image", document.size_line))
+        return contradicts(path, reason, document.size_line)
 
     objects = Objects(path, size, classes)
     for item in document.objects:
         with objects.one(item.line):
             label = objects.label(_name(item))
+            if len(item.boxes) > 1:
+                objects.repaired(f"has {len(item.boxes)} <bndbox>: the first is read", wrong=True)
             box, shown, hint = _box(item)
             objects.add(label, box, _marks(item, objects), shown=shown, hint=hint)
     return objects.annotation()
@@ -208,7 +212,7 @@ def _marks(item: _Object, objects: Objects) -> Marks:
         text, line = item.fields.get(mark, _Field("", item.line))
         flag = truth(text)
         if flag is None:
-            objects.repaired(f"{mark} is {quoted(text)}: taken as 0", line)
+            objects.repaired(f"{mark} is {quoted(text)}: taken as 0", line, wrong=mark in DECISIVE)
         flags[mark] = bool(flag)
     pose = one_line(item.fields["pose"].text) if "pose" in item.fields else ""
     return Marks(**flags, pose=pose)

@@ -25,6 +25,7 @@ from boxwright.data.formats.base import (
     number,
     quoted,
     read_text,
+    require_area,
     skipped,
 )
 from boxwright.data.formats.pictures import (
@@ -203,8 +204,7 @@ def _box(values: Sequence[str], size: Size) -> Box:
     height, width = size
     if len(numbers) == 4:
         cx, cy, w, h = numbers
-        if not (w > 0 and h > 0):
-            raise DroppedError(f"has no area: it is {w:g} wide and {h:g} high")
+        require_area(w, h)
         x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
     elif len(numbers) >= 6 and len(numbers) % 2 == 0:
         x1, y1, x2, y2 = min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
