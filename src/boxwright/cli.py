@@ -320,6 +320,55 @@ def data_prepare(
     return 0
 
 
+def data_convert(
+    source: Path,
+    folder: Path,
+    *,
+    to: Literal["voc", "coco", "yolo", "labelme", "csv"],
+    splits: Annotated[list[Literal["train", "val", "test"]] | None, Parameter(consume_multiple=True)] = None,
+    difficult: Literal["keep", "drop"] | None = None,
+    copy: bool = False,
+    ignore_unknown: bool = False,
+    skip_bad: bool = False,
+    max_bad: float = 0.01,
+    json: Json = False,
+) -> int:
+    """Write a dataset in another format; what that cannot hold is said first.
+
+    Parameters
+    ----------
+    source
+        What --data takes in training: a folder, data YAML, COCO json or CSV. It stays as it is.
+    folder
+        To be made, with pictures, annotations and data.yaml inside.
+    to
+        The format to write.
+    splits
+        Those to be written, train among them; by default all.
+    difficult
+        What becomes of objects marked difficult or crowd in a format without marks (yolo): keep makes ordinary objects
+        of them, drop leaves them out.
+    copy
+        Make copies of the pictures where hard links would do.
+    ignore_unknown
+        Leave out objects of classes that are not in the list.
+    skip_bad
+        Leave out annotations that contradict themselves, such as xmax below xmin.
+    max_bad
+        Largest share of the pictures that may be left out, as unreadable or unlabelled.
+    """
+    from boxwright.data.convert import convert_dataset
+
+    done = convert_dataset(
+        source, folder, to=to, splits=splits or (), difficult=difficult, copy=copy, ignore_unknown=ignore_unknown,
+        skip_bad=skip_bad, max_bad=max_bad, say=_say,
+    )  # fmt: skip
+    pictures = " + ".join(f"{count:,} {split}" for split, count in done.pictures.items())
+    _say(f"{pictures} pictures, {sum(done.objects.values()):,} objects; {done.data}")
+    _result(json, done)
+    return 0
+
+
 def _say(message: str) -> None:
     sys.stderr.write(message + "\n")
 

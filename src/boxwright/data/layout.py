@@ -60,7 +60,7 @@ def find_layout(data: Path) -> Layout:
     if not exists(data):
         raise UserError(f"no dataset at {data.absolute()}.{nearest_path(data)}")
     if data.is_dir():
-        return _folder_layout(data)
+        return _with_stated_classes(_folder_layout(data), data)
     if data.suffix.lower() in (".yaml", ".yml"):
         return _yaml_layout(DataYaml(data))
     return _file_layout(data)
@@ -118,6 +118,22 @@ def _folder_layout(folder: Path, only: FormatName | None = None, names: tuple[st
         notes += (f"the classes' names are those of {origin}",)
     splits: Splits = {split: (_named(source, names),) for split, source in sources.items()}
     return _with_validation(Layout(splits, notes=notes))
+
+
+def _with_stated_classes(layout: Layout, folder: Path) -> Layout:
+    """The same layout with the classes that a data YAML of ours in the folder lists, as `data convert` writes it."""
+    path = folder / "data.yaml"
+    if layout.classes or not path.is_file():
+        return layout
+    try:
+        data = DataYaml(path)
+        key = next((key for key in ("CLASSES", "classes") if key in data.nodes), None)
+        classes = data.classes(key) if key else None
+    except UserError as error:  # it may be another tool's, and the folder was understood without it
+        return replace(layout, notes=(*layout.notes, f"not used: {error}"))
+    if not classes:
+        return layout
+    return replace(layout, classes=classes, notes=(*layout.notes, f"the classes are those that {path} lists"))
 
 
 def _recognised(

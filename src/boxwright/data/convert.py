@@ -1,0 +1,404 @@
+"""A dataset in any format → a whole dataset in another: the same records, and the pictures byte for byte.
+
+What the format cannot hold is counted and said first. The folder grows as FOLDER.partial; before it gets its name it is
+read again, and what it says is compared with what was to be written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from boxwright.data.data_yaml import BACKGROUND
+from boxwright.data.dataset import Dataset, open_dataset
+from boxwright.data.formats import FORMATS
+from boxwright.data.formats.base import FormatName
+from boxwright.data.formats.pictures import few
+from boxwright.data.formats.written import MARKS, WRITERS, Named, Writer
+from boxwright.data.images import EXTENSIONS, read_header
+from boxwright.data.layout import SplitName
+from boxwright.data.placing import (
+    BLOCK,
+    LINKED,
+    OnDisk,
+    Piece,
+    Say,
+    destination,
+    files_in,
+    fill,
+    give_name,
+    make_folders,
+    partial_of,
+    require_room,
+)
+from boxwright.folders import held
+from boxwright.types import Fault, Record, UserError
+
+Difficult = Literal["keep", "drop"]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A dataset that was written."""
+
+    data: Path  # its data.yaml; the folder can be opened too
+    format: FormatName
+    pictures: Mapping[SplitName, int]
+    objects: Mapping[SplitName, int]
+    lost: tuple[str, ...]  # what the new files do not say
+    faults: tuple[Fault, ...]  # what could not be read from the old ones
+    renamed: int = 0  # pictures
+    linked: int = 0  # pictures that are hard links to the source's
+    written: int = 0  # pictures that were copied
+
+
+def convert_dataset(
+    source: str | Path,
+    folder: Path,
+    *,
+    to: FormatName,
+    splits: Sequence[SplitName] = (),
+    difficult: Difficult | None = None,
+    copy: bool = False,
+    ignore_unknown: bool = False,
+    skip_bad: bool = False,
+    max_bad: float = 0.01,
+    say: Say = lambda _: None,
+) -> Converted:
+    """Write what `open_dataset(source)` reads into a new `folder`, in the format `to`; the source stays as it is.
+
+    `splits` are those to be written, by default all. `difficult` says what becomes of objects that are difficult or a
+    crowd where `to` has no marks. `copy` makes no hard links. The others are `Dataset.read`'s. Raises `UserError` where
+    the source is refused, `folder` is taken or inside the source, or there is no room.
+    """
+    folder, writer, title = destination(folder), WRITERS[to], FORMATS[to].title
+    _require_free(folder)
+    dataset = open_dataset(source)
+    chosen = _chosen(dataset, splits, say)
+    read = {
+        name: dataset.read(name, max_bad=max_bad, ignore_unknown=ignore_unknown, skip_bad=skip_bad) for name in chosen
+    }
+    for note in dataset.notes:
+        say(note)
+    records = {name: split.records for name, split in read.items()}
+    faults = tuple(dict.fromkeys(fault for split in read.values() for fault in split.faults))
+    _require_outside(folder, dataset, records)
+    _require_names(dataset)
+    _tell(faults, say)
+    records, lost = _without_marks(records, writer, title, difficult)
+    for line in lost:
+        say(line)
+    named = {name: _named(those, writer, title) for name, those in records.items()}
+    renamed = _tell_renamed(records, named, title, say)
+
+    partial = partial_of(folder)
+    make_folders(partial, [writer.pictures.format(writer.split(name)) for name in chosen])
+    with held(partial):
+        _begin(partial, _description(dataset, writer, title, named))
+        pictures = _pieces(named, writer)
+        _make_room(partial, named)
+        make_folders(partial, {str(Path(piece.target).parent) for piece in pictures})
+        linked, written = fill(partial, pictures, copy=copy, say=say)
+        targets = {"data.yaml", *(piece.target for piece in pictures)}
+        for name, those in named.items():
+            targets.update(writer.write(partial, writer.split(name), those, dataset.classes))
+        for inside, path in list(files_in(partial)):
+            if inside not in targets:  # of a call that was cut off, when the source had other pictures
+                path.unlink()
+        _compare(partial, named, dataset.classes, writer, title)
+        if sys.platform != "win32":
+            os.sync()  # one call: fsync of each of many files would take minutes
+        give_name(partial, folder)
+    if linked:
+        say(LINKED.format(linked))
+    counts: dict[SplitName, int] = {name: len(those) for name, those in named.items()}
+    objects: dict[SplitName, int] = {name: _objects(those) for name, those in named.items()}
+    return Converted(folder / "data.yaml", to, counts, objects, lost, faults, renamed, linked, written)
+
+
+def _objects(named: Iterable[Named]) -> int:
+    return sum(len(one.record.labels) for one in named)
+
+
+# --- before anything is written
+
+
+def _require_free(folder: Path) -> None:
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}. Choose another folder") from None
+    raise UserError(f"{folder} is there already. Choose another folder, or move it away")
+
+
+def _chosen(dataset: Dataset, splits: Sequence[SplitName], say: Say) -> list[SplitName]:
+    """The splits to be written, in their usual order."""
+    for name in splits:
+        if name not in dataset.splits:
+            raise UserError(f"--splits {name}: {dataset.path} has {', '.join(dataset.splits)}")
+    if splits:
+        if "train" not in splits:
+            raise UserError("--splits must name train: a dataset without it cannot be opened")
+        return [name for name in dataset.splits if name in splits]
+    if dataset.layout.splits.get("test") == dataset.layout.splits["val"]:
+        say("test is the same as val, and is not written twice (--splits train val test writes it)")
+        return ["train", "val"]
+    return list(dataset.splits)
+
+
+def _require_outside(folder: Path, dataset: Dataset, records: Mapping[SplitName, Sequence[Record]]) -> None:
+    """Raise `UserError` where the new folder would lie among the pictures or annotations of the source."""
+    sources = [source for those in dataset.layout.splits.values() for source in those]
+    places = {dataset.path, *(source.annotations for source in sources)}
+    places |= {source.images for source in sources if source.images}
+    places |= {record.image.parent for those in records.values() for record in those}
+    target = Path(os.path.realpath(folder))
+    for place in sorted(places):
+        if place.is_dir() and target.is_relative_to(Path(os.path.realpath(place))):
+            raise UserError(f"{folder} is inside the source, {place}. Choose a folder outside it")
+
+
+def _require_names(dataset: Dataset) -> None:
+    if BACKGROUND in dataset.classes:
+        raise UserError(f"{dataset.path}: a class is called {BACKGROUND}, which stands for none. Give it another name")
+
+
+def _tell(faults: Sequence[Fault], say: Say) -> None:
+    """What of the source is not in the result, or not as it was."""
+    for action, what in (("skipped image", "pictures left out"), ("dropped box", "objects left out"),
+                         ("repaired", "repairs")):  # fmt: skip
+        if found := [fault for fault in faults if fault.action == action]:
+            say(f"{len(found):,} {what}: {few(map(str, found))}")
+
+
+# --- what the format cannot hold
+
+
+def _without_marks(
+    records: Mapping[SplitName, Sequence[Record]], writer: Writer, title: str, difficult: Difficult | None
+) -> tuple[dict[SplitName, Sequence[Record]], tuple[str, ...]]:
+    """The records as the format holds them, and what it loses, in words."""
+    everyone = [record for those in records.values() for record in those]
+    counts = Counter({mark: sum(int(_set(record, mark).sum()) for record in everyone) for mark in MARKS})
+    missing = [mark for mark in MARKS if mark not in writer.marks and counts[mark]]
+    lost: list[str] = []
+    if missing:
+        lost.append(f"{title} cannot hold: " + ", ".join(f"{mark} ({counts[mark]:,} objects)" for mark in missing))
+    decisive = [mark for mark in ("difficult", "crowd") if mark in missing]
+    if decisive:
+        what = " and ".join(decisive)
+        if difficult is None:
+            raise UserError(
+                f"{lost[0]}. Objects marked {what} are not learnt, and there they would be: leave them out with "
+                "--difficult drop, or make ordinary objects of them with --difficult keep"
+            )
+        lost.append(f"objects marked {what} are {'left out' if difficult == 'drop' else 'ordinary objects there'}")
+    elif difficult == "drop":
+        raise UserError(f"--difficult drop: {title} can hold all marks that there are, so nothing need be left out")
+    kept = {
+        name: [_held(record, writer.marks, drop=difficult == "drop") for record in those]
+        for name, those in records.items()
+    }
+    return {name: tuple(those) for name, those in kept.items()}, tuple(lost)
+
+
+def _set(record: Record, mark: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    values = getattr(record, mark)
+    return values != "" if mark == "pose" else values
+
+
+def _held(record: Record, marks: Sequence[str], *, drop: bool) -> Record:
+    if drop:
+        record = record.only(~(record.difficult | record.crowd))
+    gone = {mark: np.zeros_like(getattr(record, mark)) for mark in MARKS if mark not in marks}
+    return replace(record, **gone) if gone else record
+
+
+# --- names
+
+
+def _named(records: Sequence[Record], writer: Writer, title: str) -> list[Named]:
+    """Records by names that no two share, not even where a and A are one name; ids are kept where they can be."""
+    wanted = [_possible(record.id, writer) for record in records]
+    suffixes = [_suffix(record, writer, title) for record in records]
+    folders = {parent.as_posix().casefold() for stem in wanted for parent in PurePosixPath(stem).parents}
+    taken: set[str] = set()
+    names = list(wanted)
+    for index in sorted(range(len(records)), key=lambda index: wanted[index] != records[index].id):
+        number = 1
+        while (key := names[index].casefold()) in taken or {f"{key}{suffixes[index].lower()}", f"{key}.txt"} & folders:
+            number += 1
+            names[index] = f"{wanted[index]}_{number}"
+        taken.add(key)
+    return [
+        Named(f"{name}{suffix}", replace(record, id=name))
+        for name, suffix, record in zip(names, suffixes, records, strict=True)
+    ]
+
+
+_MOST_BYTES = 240  # of a name: file systems take 255 with the extension
+_MOST_FOLDERS = 12
+
+
+def _possible(id: str, writer: Writer) -> str:
+    """The nearest to an id that every reader of the format can find a picture by."""
+    letters = unicodedata.normalize("NFC", id).replace("\\", "_")
+    letters = "".join("_" if unicodedata.category(letter).startswith("C") else letter for letter in letters)
+    parts = [_part(part) for part in letters.split("/")]
+    parts = [*(f"{part}_" if part.lower() in writer.closed else part for part in parts[:-1]), parts[-1]]
+    if re.fullmatch("[A-Za-z]:", parts[0]):
+        parts[0] = f"{parts[0][0]}_"  # the drive of a Windows path
+    if not writer.nested or len(parts) > _MOST_FOLDERS:
+        parts = [_part("_".join(parts))]
+    return "/".join(parts)
+
+
+def _part(part: str) -> str:
+    part = part.strip()
+    if not part or part.startswith("."):  # hidden, or no name at all
+        part = f"_{part}"
+    if len(data := part.encode()) > _MOST_BYTES:
+        digest = hashlib.sha256(data).hexdigest()[:12]
+        part = f"{data[: _MOST_BYTES - 13].decode(errors='ignore')}_{digest}"
+    return part
+
+
+def _suffix(record: Record, writer: Writer, title: str) -> str:
+    """The extension of a picture: its own, or that of what it holds where its own says nothing."""
+    own = record.image.suffix
+    if own.lower() in EXTENSIONS:
+        return own
+    form = read_header(record.image).format
+    if form != "GIF":
+        return {"JPEG": ".jpg", "TIFF": ".tif"}.get(form, f".{form.lower()}")
+    if not writer.nested or writer.closed:
+        raise UserError(f"{record.image} is a GIF, which nothing finds in a folder of {title}. Make a PNG of it first")
+    return own if not record.id.endswith(own) else ""
+
+
+def _tell_renamed(
+    records: Mapping[SplitName, Sequence[Record]], named: Mapping[SplitName, Sequence[Named]], title: str, say: Say
+) -> int:
+    changed = [
+        f"{old.id!r} is {new.record.id!r}"
+        for name, those in records.items()
+        for old, new in zip(those, named[name], strict=True)
+        if unicodedata.normalize("NFC", old.id) != new.record.id
+    ]
+    if changed:
+        say(f"{len(changed):,} pictures get other names for {title}: {few(changed)}")
+    return len(changed)
+
+
+# --- into the folder
+
+
+def _description(dataset: Dataset, writer: Writer, title: str, named: Mapping[SplitName, Sequence[Named]]) -> str:
+    """The text of data.yaml; by it a call also knows its own work again."""
+    said = [f"# {title}, written by boxwright data convert from {_printable(dataset.path.absolute().name)}"]
+    for name, those in named.items():
+        digest = hashlib.sha256()
+        for one in those:
+            said_of = [getattr(one.record, field).tolist() for field in ("boxes", "labels", *MARKS)]
+            digest.update(repr((one.name, one.record.size, said_of)).encode())
+        said.append(f"# {name}: {len(those)} pictures, {_objects(those)} objects, {digest.hexdigest()[:16]}")
+    keys = yaml.safe_dump(writer.describe(list(named), dataset.classes), sort_keys=False, allow_unicode=True)
+    return "\n".join([*said, "", keys])
+
+
+def _printable(text: str) -> str:
+    return "".join("?" if unicodedata.category(letter)[0] in "CZ" and letter != " " else letter for letter in text)
+
+
+def _begin(partial: Path, text: str) -> None:
+    """Write data.yaml, the first file of all; refuse a folder that was begun with something else."""
+    there = {inside for inside, _ in files_in(partial)} - {"data.yaml.part"}
+    try:
+        said = (partial / "data.yaml").read_text(encoding="utf-8", errors="replace") if there else text
+    except OSError:
+        said = ""
+    if said != text:
+        raise UserError(
+            f"{partial} holds something else, or another conversion. Delete it, or choose another folder for the result"
+        )
+    (partial / "data.yaml.part").write_text(text, encoding="utf-8", newline="\n")
+    (partial / "data.yaml.part").replace(partial / "data.yaml")
+
+
+def _pieces(named: Mapping[SplitName, Sequence[Named]], writer: Writer) -> list[Piece]:
+    folders: dict[Path, str] = {}  # without links: a hard link to a symbolic one would be that
+    pieces: list[Piece] = []
+    for split, those in named.items():
+        place = writer.pictures.format(writer.split(split))
+        for name, record in those:
+            parent = record.image.parent
+            if parent not in folders:
+                folders[parent] = os.path.realpath(parent)
+            path = f"{folders[parent]}/{record.image.name}"
+            pieces.append(
+                Piece(OnDisk(os.path.realpath(path) if record.image.is_symlink() else path), f"{place}/{name}")
+            )
+    return pieces
+
+
+def _make_room(partial: Path, named: Mapping[SplitName, Sequence[Named]]) -> None:
+    """Raise `UserError` where not even the annotations have room."""
+    pictures = sum(map(len, named.values()))
+    require_room(partial, pictures * BLOCK + sum(map(_objects, named.values())) * _BYTES)
+
+
+_BYTES = 500  # that an object takes at most, about
+
+
+# --- is it what it was to be?
+
+
+def _compare(
+    partial: Path, named: Mapping[SplitName, Sequence[Named]], classes: Sequence[str], writer: Writer, title: str
+) -> None:
+    """Read what was written; raise `UserError` where it is not what was to be written."""
+
+    def differs(what: str) -> UserError:
+        return UserError(
+            f"{partial}: read again, {what}. {title} cannot hold this dataset; the folder is left for a look"
+        )
+
+    written = open_dataset(partial)
+    if written.classes != tuple(classes):
+        raise differs(f"its classes are {few(written.classes)}")
+    for split, those in named.items():
+        halves = [split] if "val" in named or split != "train" else ["train", "val"]  # of what is drawn anew
+        read = [written.scan(half) for half in halves]
+        found = {record.id: record for half in read for record in half.records}
+        for name, record in those:
+            if record.id not in found:
+                faults = few(str(fault) for half in read for fault in half.faults)
+                raise differs(f"{name} is not in {split!r}{f' ({faults})' if faults else ''}")
+            if what := _difference(found[record.id], record, writer):
+                raise differs(f"{what} of {name} differ")
+        if len(found) != len(those):
+            raise differs(f"{split!r} has {len(found)} pictures, not {len(those)}")
+
+
+def _difference(found: Record, wanted: Record, writer: Writer) -> str | None:
+    """What differs in two records of one picture."""
+    if found.size != wanted.size:
+        return "the sizes"
+    for name in ("labels", *MARKS):
+        if not np.array_equal(getattr(found, name), getattr(wanted, name)):
+            return name
+    if not np.allclose(found.boxes, wanted.boxes, rtol=0, atol=writer.slack):
+        return "the boxes"
+    return None
