@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
-from boxwright.evaluation.breakdown import Breakdown
-from boxwright.evaluation.calibration import Calibration
-from boxwright.evaluation.confusion import Confusion
-from boxwright.evaluation.curves import Curves
-from boxwright.evaluation.errors import Errors
-from boxwright.evaluation.review import Review
-from boxwright.evaluation.thresholds import Thresholds
+from boxwright.evaluation.breakdown import Breakdown, breakdown
+from boxwright.evaluation.calibration import Calibration, calibration
+from boxwright.evaluation.confusion import Confusion, confusion
+from boxwright.evaluation.curves import Curves, curves
+from boxwright.evaluation.errors import Errors, errors
+from boxwright.evaluation.judging import Judged, judge, share
+from boxwright.evaluation.matching import flatten, pairs
+from boxwright.evaluation.review import Review, review
+from boxwright.evaluation.thresholds import Thresholds, thresholds
+from boxwright.types import Detections, Int64, Record
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,74 @@ class Analysis:
     def as_json(self) -> dict[str, Any]:
         """The same as dicts, lists, strings, ints and finite floats; null for NaN."""
         return _plain(self)
+
+
+def analyse(
+    records: Sequence[Record],
+    detections: Sequence[Detections],
+    classes: Sequence[str],
+    *,
+    iou: float = 0.5,
+    earlier: Sequence[Sequence[Detections]] = (),
+) -> Analysis:
+    """What there is to know about `detections`, those of `records` in the same order.
+
+    AP here is at one IoU, by COCO's 101 points, of all detections (COCO's own takes 100 a class and picture), and
+    objects marked difficult are ignored as VOC does. The order of the records makes no difference.
+
+    iou: from which on a box fits, above 0.1.
+    earlier: detections of the same records by earlier epochs, to tell what persists in the review list.
+    """
+    assert len(records) == len(detections), "one Detections for each Record, in the same order"
+    assert all(len(found) == len(records) for found in earlier), "one Detections for each Record in each epoch"
+    flat = flatten(records, detections, classes)
+    judged = judge(flat, pairs(flat, same_class=False), iou=iou)
+    recommended = thresholds(judged)
+    threshold = recommended.overall.threshold
+    return Analysis(
+        iou=iou,
+        classes=tuple(classes),
+        images=len(records),
+        objects=int(judged.counted.sum()),
+        ignored_objects=int((~judged.counted).sum()),
+        detections=len(flat.scores),
+        errors=errors(judged),
+        thresholds=recommended,
+        curves=curves(judged),
+        calibration=calibration(judged, threshold=threshold),
+        confusion=confusion(judged, threshold=threshold),
+        breakdown=breakdown(judged, _picture_sizes(records), threshold=threshold),
+        review=review(judged, threshold=threshold, records=records, earlier=earlier),
+        pictures=_pictures(judged, threshold),
+    )
+
+
+def _picture_sizes(records: Sequence[Record]) -> Int64:
+    """Height and width of each picture in the order of their ids, (I, 2)."""
+    sizes = [record.size for record in sorted(records, key=lambda record: record.id)]
+    return np.array(sizes, np.int64).reshape(-1, 2)
+
+
+def _pictures(judged: Judged, threshold: float) -> tuple[Picture, ...]:
+    flat, shown = judged.flat, judged.flat.scores >= threshold
+
+    def by_picture(images: Int64) -> list[int]:
+        return np.bincount(images, minlength=len(flat.ids)).tolist()
+
+    taken = judged.taken[judged.right & shown]
+    missed = judged.counted.copy()
+    missed[taken] = False
+    columns = (
+        flat.ids,
+        by_picture(flat.images[judged.right & shown]),
+        by_picture(flat.images[judged.wrong & shown]),
+        by_picture(flat.object_images[missed]),
+        by_picture(flat.images[judged.ignored & shown]),
+    )
+    return tuple(
+        Picture(name, right, wrong, lost, ignored, share(2 * right, 2 * right + wrong + lost))
+        for name, right, wrong, lost, ignored in zip(*columns, strict=True)
+    )
 
 
 def _plain(value: Any) -> Any:

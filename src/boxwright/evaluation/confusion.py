@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from boxwright.evaluation.judging import Judged, assign, excused, select
+
 
 @dataclass(frozen=True)
 class Confusion:
@@ -20,3 +24,28 @@ class Confusion:
     counts: tuple[tuple[int, ...], ...]  # (K + 1, K + 1)
     threshold: float
     iou: float
+
+
+BACKGROUND = "background"
+
+
+def confusion(judged: Judged, *, threshold: float) -> Confusion:
+    """Who is taken for whom among detections of at least `threshold`."""
+    flat, near, iou = judged.flat, judged.pairs, judged.iou
+    count = len(flat.classes)
+    shown = flat.scores >= threshold
+    fits = select(near, (near.iou >= iou) & shown[near.detection] & judged.counted[near.object])
+    own = flat.labels[fits.detection] == flat.object_labels[fits.object]
+    taken = assign(judged.rank, fits, len(judged.counted), prefer=own)
+    left_out = np.zeros(len(shown), np.bool_)
+    left_out[near.detection[excused(flat, near, iou)]] = True
+
+    counts = np.zeros((count + 1, count + 1), np.int64)
+    took = taken >= 0
+    np.add.at(counts, (flat.object_labels[taken[took]], flat.labels[took]), 1)
+    free = judged.counted.copy()
+    free[taken[took]] = False
+    counts[:count, count] = judged.per_class(flat.object_labels[free])
+    counts[count, :count] = judged.per_class(flat.labels[shown & ~took & ~left_out])
+    names = (*flat.classes, BACKGROUND)
+    return Confusion(names, tuple(tuple(row) for row in counts.tolist()), threshold, iou)
