@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from boxwright.data.data_yaml import BACKGROUND
-from boxwright.data.dataset import Dataset, open_dataset
+from boxwright.data.dataset import Dataset, Split, open_dataset
 from boxwright.data.formats import FORMATS
 from boxwright.data.formats.base import FormatName
 from boxwright.data.formats.pictures import few
@@ -46,6 +46,8 @@ from boxwright.folders import held
 from boxwright.types import Fault, Record, UserError
 
 Difficult = Literal["keep", "drop"]
+Records = Mapping[SplitName, Sequence[Record]]
+Everything = Mapping[SplitName, Sequence[Named]]
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,12 @@ def convert_dataset(
     _require_free(folder)
     dataset = open_dataset(source)
     chosen = _chosen(dataset, splits, say)
-    read = {
+    read: dict[SplitName, Split] = {
         name: dataset.read(name, max_bad=max_bad, ignore_unknown=ignore_unknown, skip_bad=skip_bad) for name in chosen
     }
     for note in dataset.notes:
         say(note)
-    records = {name: split.records for name, split in read.items()}
+    records: Records = {name: split.records for name, split in read.items()}
     faults = tuple(dict.fromkeys(fault for split in read.values() for fault in split.faults))
     _require_outside(folder, dataset, records)
     _require_names(dataset)
@@ -99,7 +101,7 @@ def convert_dataset(
     records, lost = _without_marks(records, writer, title, difficult)
     for line in lost:
         say(line)
-    named = {name: _named(those, writer, title) for name, those in records.items()}
+    named: Everything = {name: _named(those, writer, title) for name, those in records.items()}
     renamed = _tell_renamed(records, named, title, say)
 
     partial = partial_of(folder)
@@ -122,9 +124,17 @@ def convert_dataset(
         give_name(partial, folder)
     if linked:
         say(LINKED.format(linked))
-    counts: dict[SplitName, int] = {name: len(those) for name, those in named.items()}
-    objects: dict[SplitName, int] = {name: _objects(those) for name, those in named.items()}
-    return Converted(folder / "data.yaml", to, counts, objects, lost, faults, renamed, linked, written)
+    return Converted(
+        data=folder / "data.yaml",
+        format=to,
+        pictures={name: len(those) for name, those in named.items()},
+        objects={name: _objects(those) for name, those in named.items()},
+        lost=lost,
+        faults=faults,
+        renamed=renamed,
+        linked=linked,
+        written=written,
+    )
 
 
 def _objects(named: Iterable[Named]) -> int:
@@ -158,12 +168,12 @@ def _chosen(dataset: Dataset, splits: Sequence[SplitName], say: Say) -> list[Spl
     return list(dataset.splits)
 
 
-def _require_outside(folder: Path, dataset: Dataset, records: Mapping[SplitName, Sequence[Record]]) -> None:
+def _require_outside(folder: Path, dataset: Dataset, records: Records) -> None:
     """Raise `UserError` where the new folder would lie among the pictures or annotations of the source."""
     sources = [source for those in dataset.layout.splits.values() for source in those]
     places = {dataset.path, *(source.annotations for source in sources)}
     places |= {source.images for source in sources if source.images}
-    places |= {record.image.parent for those in records.values() for record in those}
+    places |= {Path(record.image).parent for those in records.values() for record in those}
     target = Path(os.path.realpath(folder))
     for place in sorted(places):
         if place.is_dir() and target.is_relative_to(Path(os.path.realpath(place))):
@@ -187,8 +197,8 @@ def _tell(faults: Sequence[Fault], say: Say) -> None:
 
 
 def _without_marks(
-    records: Mapping[SplitName, Sequence[Record]], writer: Writer, title: str, difficult: Difficult | None
-) -> tuple[dict[SplitName, Sequence[Record]], tuple[str, ...]]:
+    records: Records, writer: Writer, title: str, difficult: Difficult | None
+) -> tuple[Records, tuple[str, ...]]:
     """The records as the format holds them, and what it loses, in words."""
     everyone = [record for those in records.values() for record in those]
     counts = Counter({mark: sum(int(_set(record, mark).sum()) for record in everyone) for mark in MARKS})
@@ -207,11 +217,11 @@ def _without_marks(
         lost.append(f"objects marked {what} are {'left out' if difficult == 'drop' else 'ordinary objects there'}")
     elif difficult == "drop":
         raise UserError(f"--difficult drop: {title} can hold all marks that there are, so nothing need be left out")
-    kept = {
+    kept: Records = {
         name: [_held(record, writer.marks, drop=difficult == "drop") for record in those]
         for name, those in records.items()
     }
-    return {name: tuple(those) for name, those in kept.items()}, tuple(lost)
+    return kept, tuple(lost)
 
 
 def _set(record: Record, mark: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -277,7 +287,7 @@ def _part(part: str) -> str:
 
 def _suffix(record: Record, writer: Writer, title: str) -> str:
     """The extension of a picture: its own, or that of what it holds where its own says nothing."""
-    own = record.image.suffix
+    own = Path(record.image).suffix
     if own.lower() in EXTENSIONS:
         return own
     form = read_header(record.image).format
@@ -288,9 +298,7 @@ def _suffix(record: Record, writer: Writer, title: str) -> str:
     return own if not record.id.endswith(own) else ""
 
 
-def _tell_renamed(
-    records: Mapping[SplitName, Sequence[Record]], named: Mapping[SplitName, Sequence[Named]], title: str, say: Say
-) -> int:
+def _tell_renamed(records: Records, named: Everything, title: str, say: Say) -> int:
     changed = [
         f"{old.id!r} is {new.record.id!r}"
         for name, those in records.items()
@@ -305,7 +313,7 @@ def _tell_renamed(
 # --- into the folder
 
 
-def _description(dataset: Dataset, writer: Writer, title: str, named: Mapping[SplitName, Sequence[Named]]) -> str:
+def _description(dataset: Dataset, writer: Writer, title: str, named: Everything) -> str:
     """The text of data.yaml; by it a call also knows its own work again."""
     said = [f"# {title}, written by boxwright data convert from {_printable(dataset.path.absolute().name)}"]
     for name, those in named.items():
@@ -337,23 +345,21 @@ def _begin(partial: Path, text: str) -> None:
     (partial / "data.yaml.part").replace(partial / "data.yaml")
 
 
-def _pieces(named: Mapping[SplitName, Sequence[Named]], writer: Writer) -> list[Piece]:
+def _pieces(named: Everything, writer: Writer) -> list[Piece]:
     folders: dict[Path, str] = {}  # without links: a hard link to a symbolic one would be that
     pieces: list[Piece] = []
     for split, those in named.items():
         place = writer.pictures.format(writer.split(split))
         for name, record in those:
-            parent = record.image.parent
-            if parent not in folders:
-                folders[parent] = os.path.realpath(parent)
-            path = f"{folders[parent]}/{record.image.name}"
-            pieces.append(
-                Piece(OnDisk(os.path.realpath(path) if record.image.is_symlink() else path), f"{place}/{name}")
-            )
+            image = Path(record.image)
+            if image.parent not in folders:
+                folders[image.parent] = os.path.realpath(image.parent)
+            path = os.path.realpath(image) if image.is_symlink() else f"{folders[image.parent]}/{image.name}"
+            pieces.append(Piece(OnDisk(path), f"{place}/{name}"))
     return pieces
 
 
-def _make_room(partial: Path, named: Mapping[SplitName, Sequence[Named]]) -> None:
+def _make_room(partial: Path, named: Everything) -> None:
     """Raise `UserError` where not even the annotations have room."""
     pictures = sum(map(len, named.values()))
     require_room(partial, pictures * BLOCK + sum(map(_objects, named.values())) * _BYTES)
@@ -365,9 +371,7 @@ _BYTES = 500  # that an object takes at most, about
 # --- is it what it was to be?
 
 
-def _compare(
-    partial: Path, named: Mapping[SplitName, Sequence[Named]], classes: Sequence[str], writer: Writer, title: str
-) -> None:
+def _compare(partial: Path, named: Everything, classes: Sequence[str], writer: Writer, title: str) -> None:
     """Read what was written; raise `UserError` where it is not what was to be written."""
 
     def differs(what: str) -> UserError:
@@ -379,7 +383,8 @@ def _compare(
     if written.classes != tuple(classes):
         raise differs(f"its classes are {few(written.classes)}")
     for split, those in named.items():
-        halves = [split] if "val" in named or split != "train" else ["train", "val"]  # of what is drawn anew
+        drawn = split == "train" and "val" not in named  # then a part of it is drawn as val when it is read
+        halves: tuple[SplitName, ...] = ("train", "val") if drawn else (split,)
         read = [written.scan(half) for half in halves]
         found = {record.id: record for half in read for record in half.records}
         for name, record in those:
