@@ -369,6 +369,95 @@ def data_convert(
     return 0
 
 
+def data_show(
+    data: str | None = None,
+    /,
+    *,
+    run: Path | None = None,
+    epoch: int = 1,
+    split: Literal["train", "val", "test"] = "train",
+    pictures: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    count: int = 12,
+    classes: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    draw_seed: int = 0,
+    each: bool = False,
+    imgsz: int | None = None,
+    square_training: bool | None = None,
+    use_train_aug: bool | None = None,
+    flip: float | None = None,
+    scale_jitter: tuple[float, float] | None = None,
+    mosaic: float | None = None,
+    mixup: float | None = None,
+    copy_paste: float | None = None,
+    augment: Path | None = None,
+    recipe: str | None = None,
+    seed: int | None = None,
+    name: str | None = None,
+    project_dir: Path = Path("outputs/shown"),
+    json: Json = False,
+) -> int:
+    """Draw pictures of a dataset with their boxes: as annotated, and as a network sees them in training.
+
+    Parameters
+    ----------
+    data
+        Data YAML, folder or file, as in training; may be left out with --run.
+    run
+        Run folder: show what its network sees, sample by sample as in its training.
+    epoch
+        Of the training, counted from 1.
+    split
+        Which part of the dataset.
+    pictures
+        Ids of the pictures to show; by default some are drawn by chance.
+    count
+        How many are drawn by chance.
+    classes
+        Show pictures with an object of these classes.
+    draw_seed
+        Which pictures are drawn by chance.
+    each
+        Also write each picture alone, as PNG.
+    imgsz
+        With this or any option below, also show what the network sees; as in train.
+    square_training
+        As in train.
+    use_train_aug
+        As in train.
+    flip
+        As in train.
+    scale_jitter
+        As in train.
+    mosaic
+        As in train.
+    mixup
+        As in train.
+    copy_paste
+        As in train.
+    augment
+        As in train: a Python file with an augmentation of your own.
+    recipe
+        As in train.
+    seed
+        As in train.
+    name
+        Of the folder with the sheets.
+    project_dir
+        Where that folder is made.
+    """
+    shown = verbs.show(
+        data, run=run, epoch=epoch, split=split, pictures=pictures or (), count=count, classes=classes or (),
+        draw_seed=draw_seed, each=each, name=name, project_dir=project_dir, say=_say, imgsz=imgsz,
+        square_training=square_training, use_train_aug=use_train_aug, flip=flip, scale_jitter=scale_jitter,
+        mosaic=mosaic, mixup=mixup, copy_paste=copy_paste, augment=augment, recipe=recipe, seed=seed,
+    )  # fmt: skip
+    for reason in shown.skipped:
+        _say(f"skipped: {reason}")
+    _say(f"{len(shown.pictures)} pictures; {', '.join(map(str, shown.sheets))}")
+    _result(json, shown)
+    return 3 if shown.skipped else 0
+
+
 def _say(message: str) -> None:
     sys.stderr.write(message + "\n")
 

@@ -36,13 +36,19 @@ def settled(run: Run) -> Run:
     return started_from(run) if run.init_from else run
 
 
+def of_folder(folder: Path) -> Run:
+    """The run whose folder this is."""
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no run at {folder} (looked in {Path.cwd()})")
+    return read_run(folder)
+
+
 def resumed(run: Run, *, leave: frozenset[str] = frozenset()) -> Run:
     """The run of the folder `run.resume`; options given beside it, but for `leave`, may change the machine only."""
     assert run.resume is not None
     folder = run.resume.expanduser()
-    if not folder.is_dir():
-        raise UserError(f"no run at {folder} (looked in {Path.cwd()})")
-    saved = read_run(folder)
+    saved = of_folder(folder)
     options = {name: getattr(run, name) for name in run.model_fields_set - {"resume"} - leave}
     if options.get("batch") == "auto":  # it was settled when the run began
         del options["batch"]

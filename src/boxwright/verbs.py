@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from boxwright.inference.run import Predicted
     from boxwright.training.loop import Trained
     from boxwright.training.plan import Plan
+    from boxwright.training.show import Shown
     from boxwright.types import Scores
 
 Say = Callable[[str], None]
@@ -175,7 +176,7 @@ def predict(
     header = read_header(weights)
     only = frozenset(_label(name, header.classes) for name in classes) or None
     predictor = Predictor.load(weights, device=device, imgsz=imgsz, square=square_img)
-    if vars(predictor.fit) != header.fit:
+    if predictor.fit != type(predictor.fit)(**header.fit):
         say(f"note: trained at {_describe(header.fit)}, predicting at {_describe(vars(predictor.fit))}")
     style = Style(threshold, only, labels, show, batch)
     folder = claim(output, name)
@@ -237,6 +238,60 @@ def demo(folder: Path = Path("outputs/demo"), *, seed: int = 0, say: Say = lambd
     say("5/5  predicting on pictures and the video")
     predicted = predict(weights, clip.parent, threshold=0.6, name="inference", output=folder)
     return Demo(folder, trained, evaluated, predicted)
+
+
+def show(
+    data: str | Path | None = None,
+    *,
+    run: Path | None = None,
+    epoch: int = 1,
+    split: Literal["train", "val", "test"] = "train",
+    pictures: Sequence[str] = (),
+    count: int = 12,
+    classes: Sequence[str] = (),
+    draw_seed: int = 0,
+    each: bool = False,
+    name: str | None = None,
+    project_dir: Path = Path("outputs/shown"),
+    say: Say = lambda _: None,
+    **options: Any,
+) -> Shown:
+    """Draw pictures of a dataset with their ground truth, and as a network sees them.
+
+    What it sees is decided by a run folder, `run`, or by options of training such as `mosaic=0.5`; `epoch` counts from
+    1. The same samples come out as in that run's training, bit for bit.
+    """
+    if not 1 <= count <= MOST_SHOWN or len(pictures) > MOST_SHOWN:
+        raise UserError(f"--count and --pictures: a sheet shows 1 to {MOST_SHOWN} pictures")
+    if epoch < 1:
+        raise UserError(f"--epoch {epoch} must be at least 1: epochs count from 1")
+    options = {key: value for key, value in options.items() if value is not None}
+    if run and options:
+        flags = ", ".join("--" + key.replace("_", "-") for key in options)
+        raise UserError(f"--run {run} says what the network sees: leave out {flags}")
+    planned = runs.of_folder(run) if run else make_run(data=str(data or NO_DATA), **options) if options else None
+    if planned and not data:
+        data = planned.data
+    if not data or data == NO_DATA:
+        raise UserError("data show wants a dataset, or --run with a run folder")
+    if planned and split != "train":
+        raise UserError(f"--split {split}: only training pictures are augmented; leave out the options of training")
+    if planned and planned.augment and not planned.augment.is_file():
+        raise UserError(f"no file at {planned.augment} for --augment (looked from {Path.cwd()})")
+    from boxwright.data.dataset import open_dataset
+
+    dataset = open_dataset(data)
+    tolerance: dict[str, Any] = planned.tolerance if planned else {"max_bad": 1.0, "skip_bad": True}
+    part = dataset.read(split, **tolerance)
+    from boxwright.training.show import Wanted, show
+
+    for note in dataset.notes:
+        say(note)
+    wanted = Wanted(count, tuple(pictures), tuple(classes), draw_seed)
+    return show(dataset, part, wanted, planned, epoch=epoch - 1, name=name, project_dir=project_dir, each=each)
+
+
+MOST_SHOWN = 100  # pictures on a sheet
 
 
 def list_models() -> dict[str, dict[str, str]]:

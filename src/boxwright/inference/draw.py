@@ -68,23 +68,45 @@ def draw_truth(image: UInt8, boxes: Float32, labels: Int64, classes: Sequence[st
     return _annotate(image, boxes, labels, [(classes[int(label)], "") for label in labels], dashed=True)
 
 
-def contact_sheet(images: Sequence[UInt8], columns: int, cell: Size) -> UInt8:
-    """Pictures of any sizes, row by row on white, each scaled to fit a cell of (height, width) pixels."""
+def contact_sheet(images: Sequence[UInt8], columns: int, cell: Size, captions: Sequence[str] = ()) -> UInt8:
+    """Pictures of any sizes, row by row on white, each scaled to fit a cell of (height, width) pixels, with a line of
+    text below it where there are `captions`."""
     assert images
     assert columns >= 1
     height, width = cell
     gap = max(2, min(cell) // 40)
+    letter = max(10, width // 26)
+    foot = sum(_font("", letter).getmetrics()) + 2 if captions else 0
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (gap + columns * (width + gap), gap + rows * (height + gap)), "white")
+    size = (gap + columns * (width + gap), gap + rows * (height + foot + gap))
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         picture = Image.fromarray(image)
-        scale = min(width / picture.width, height / picture.height)
-        fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        fitted = (scaled := fitting((picture.height, picture.width), cell))[1], scaled[0]
         left = gap + column * (width + gap) + (width - fitted[0]) // 2
-        top = gap + row * (height + gap) + (height - fitted[1]) // 2
+        top = gap + row * (height + foot + gap) + (height - fitted[1]) // 2
         sheet.paste(picture.resize(fitted, Image.Resampling.LANCZOS), (left, top))
+        if captions:
+            text = _fit_text(captions[index], "", letter, width)
+            place = (gap + column * (width + gap), gap + row * (height + foot + gap) + height)
+            pen.text(place, text, fill="black", font=_font(text, letter))
     return np.array(sheet)
+
+
+def fitting(size: Size, cell: Size) -> Size:
+    """The largest size of a picture of `size` (height, width) that fits a cell."""
+    scale = min(c / s for c, s in zip(cell, size, strict=True))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def truth_tile(image: UInt8, boxes: Float32, labels: Int64, classes: Sequence[str], cell: Size) -> UInt8:
+    """`draw_truth` on a picture that was scaled to a cell first, so that lines and names can be read at any size."""
+    height, width = fitting((image.shape[0], image.shape[1]), cell)
+    scaled = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+    factor = np.array([width / image.shape[1], height / image.shape[0]] * 2, np.float32)
+    return draw_truth(scaled, boxes * factor, labels, classes)
 
 
 def _annotate(image: UInt8, boxes: Float32, labels: Int64, marks: Sequence[tuple[str, str]], *, dashed: bool) -> UInt8:

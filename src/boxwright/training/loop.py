@@ -18,10 +18,10 @@ from torch import nn
 
 from boxwright import runs
 from boxwright.config import Run
+from boxwright.data.cache import Cache
 from boxwright.data.dataset import Dataset, open_dataset
 from boxwright.data.loader import Share, training_batches
-from boxwright.data.mixing import Mixing
-from boxwright.data.transforms import Augmentation, Fit, random_flip
+from boxwright.data.transforms import Fit
 from boxwright.evaluation import score
 from boxwright.folders import held
 from boxwright.inference.predictor import Predictor
@@ -36,6 +36,7 @@ from boxwright.training.journal import Journal, Unwritten
 from boxwright.training.moving import Average, Moving
 from boxwright.training.optim import autocast_type, make_optimizer
 from boxwright.training.resuming import identity, require_same, require_unborn
+from boxwright.training.seen import augmentations, cache_of, largest_fit, mixing_of
 from boxwright.training.sinks import open_sinks
 from boxwright.training.state import State, States
 from boxwright.training.step import Asked, Done, Step
@@ -118,10 +119,10 @@ def _train(run: Run, world: World, stop: Stop, stack: ExitStack, *, quiet: bool)
                 require_license=run.require_license,
                 say=(lambda _: None) if quiet else say,
             )
-    fit = Fit(run.imgsz, run.square_training)
+    fit = Fit(run.imgsz, run.square_training, run.decode_scaled)
     batch = batch_of(run)
     workers = run.workers if run.workers is not None else default_workers(device, world.size)
-    chosen = augmentations(run, fit, len(dataset.classes))
+    chosen = augmentations(run, largest_fit(run), len(dataset.classes))
     folder = run_folder.place(run, world, stack)
     stack.enter_context(run_folder.written(folder))
     states = States(folder / "state")
@@ -190,6 +191,10 @@ def _train(run: Run, world: World, stop: Stop, stack: ExitStack, *, quiet: bool)
             rank=world.rank,
             ranks=world.size,
             timeout=run.data_timeout,
+            multi_scale=run.multi_scale,
+            group_aspect=run.group_aspect,
+            cache=cache,
+            pinned=device.type == "cuda",
         )
 
     def asked() -> Asked:
@@ -217,6 +222,7 @@ def _train(run: Run, world: World, stop: Stop, stack: ExitStack, *, quiet: bool)
         seed=run.seed, clip=run.clip, amp=amp, micro_batch=run.micro_batch, say=journal.say,
     )  # fmt: skip
     mixing = mixing_of(run, result.total, steps_per_epoch)
+    cache = stack.enter_context(cache_of(run, fit, (training, validation), journal.say))
     batches = batches_from(result.steps)
     request = Asked()
     saved = time.monotonic()
@@ -229,7 +235,7 @@ def _train(run: Run, world: World, stop: Stop, stack: ExitStack, *, quiet: bool)
             save()  # judging takes a while
             began = time.monotonic()
             world.same_buffers(judged_detector)
-            scores, request = evaluate(predictor, validation.records, run, batch, workers, journal, world, stop)
+            scores, request = evaluate(predictor, validation.records, run, batch, workers, journal, world, stop, cache)
             if scores:
                 if world.first:
                     states.wait()
@@ -301,6 +307,7 @@ def evaluate(
     journal: Journal,
     world: World,
     stop: Stop,
+    cache: Cache | None,
 ) -> tuple[dict[str, float], Asked]:
     """The scores of a split, through the predictor exactly as a user would run it; nothing once asked to stop.
 
@@ -321,6 +328,7 @@ def evaluate(
         rank=rank,
         ranks=ranks,
         timeout=run.data_timeout,
+        cache=cache,
     )
     for index, detections in each:
         found[index] = detections
@@ -388,38 +396,12 @@ def finite(detector: nn.Module) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in detector.state_dict().values() if t.is_floating_point())
 
 
-def augmentations(run: Run, fit: Fit, classes: int) -> tuple[Augmentation, ...]:
-    """What a run does to its training pictures."""
-    chosen: list[Augmentation] = []
-    if run.flip:
-        chosen.append(random_flip(run.flip))
-    if run.use_train_aug:
-        from boxwright.data.article import article_augmentation  # loads Albumentations, which takes seconds
-
-        chosen.append(article_augmentation())
-    if run.augment:
-        from boxwright.data.own_augmentation import own_augmentation
-
-        chosen.append(own_augmentation(run.augment, fit, classes=classes))
-    if run.article_faults:
-        from boxwright.data.article import article_faults
-
-        chosen.append(article_faults)
-    return tuple(chosen)
-
-
-def mixing_of(run: Run, total: int, steps_per_epoch: int) -> Mixing:
-    """What is mixed, and from which epoch on no more: at the end the network sees pictures as they are."""
-    epochs = -(-total // steps_per_epoch)
-    return Mixing(run.mosaic, run.mixup, run.copy_paste, epochs - min(run.close_mosaic, epochs // 2))
-
-
 def make_header(run: Run, dataset: Dataset, fit: Fit, origin: Origin) -> checkpoint.Header:
     return checkpoint.Header(
         model=run.model,
         options=run.model_options,
         classes=list(dataset.classes),
-        fit={"imgsz": fit.imgsz, "square": fit.square},
+        fit={"imgsz": fit.imgsz, "square": fit.square} | ({"decode_scaled": True} if fit.decode_scaled else {}),
         run=run.model_dump(mode="json"),
         weights_from=origin.sources,
     )

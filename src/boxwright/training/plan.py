@@ -26,16 +26,17 @@ import torch
 from boxwright import recipes, registry
 from boxwright.config import Run
 from boxwright.data.dataset import Split, open_dataset
-from boxwright.data.loader import EpochOrder, Samples, Share, collate
+from boxwright.data.loader import Aspects, EpochOrder, Samples, Share, collate
 from boxwright.data.transforms import Fit
 from boxwright.inference.predictor import choose_device
 from boxwright.models.join import build_detector
 from boxwright.progress import clock
 from boxwright.training.budget import RESERVE
 from boxwright.training.distributed import World
-from boxwright.training.loop import augmentations, default_workers, make_deterministic, mixing_of
+from boxwright.training.loop import default_workers, make_deterministic
 from boxwright.training.moving import Average
 from boxwright.training.optim import autocast_type, make_optimizer
+from boxwright.training.seen import augmentations, largest_fit, mixing_of
 from boxwright.training.step import Asked, OutOfMemory, Step, is_out_of_memory
 from boxwright.training.validation import WithLosses
 from boxwright.types import Batch, BoxwrightError, Sample, Size, UserError
@@ -411,16 +412,18 @@ def pictures_of(run: Run) -> Pictures | None:
 
 def scene_of(run: Run, pictures: Pictures | None, batch: int) -> Scene:
     """What the network sees of the pictures, in batches of `batch`; looked at in 50 of them."""
-    fit = Fit(run.imgsz, run.square_training)
+    fit, largest = Fit(run.imgsz, run.square_training), largest_fit(run)
     if pictures is None:
-        area = math.prod(fit.largest_canvas)
-        return Scene(fit.largest_canvas, BOXES, CLASSES, area, area)
+        canvas = largest.largest_canvas
+        return Scene(canvas, BOXES, CLASSES, math.prod(canvas), math.prod(fit.largest_canvas))
     records = pictures.training.records
     samples = samples_of(run, pictures)
-    order = EpochOrder(len(records), batch, run.seed)
-    batches = [[samples.canvas(place) for place in order[step]] for step in range(min(50, order.steps_per_epoch))]
+    at_largest = replace(samples, fit=largest)
+    order = EpochOrder(len(records), batch, run.seed, Aspects.of(records) if run.group_aspect else None)
+    steps = range(min(50, order.steps_per_epoch))
+    batches = [[samples.of_step(step).canvas(place) for place in order[step]] for step in steps]
     canvases = np.array([np.max(canvases, axis=0) for canvases in batches])  # (50, 2)
-    height, width = (int(side) for side in canvases.max(axis=0))
+    height, width = (max(at_largest.canvas(place)[side] for step in steps for place in order[step]) for side in (0, 1))
     judged = np.array([fit.place(record.size).canvas for record in pictures.validation.records])
     boxes = round(statistics.fmean(len(record.boxes) for record in records))
     areas = (float(sizes.prod(axis=1).mean()) for sizes in (canvases, judged))
@@ -429,10 +432,12 @@ def scene_of(run: Run, pictures: Pictures | None, batch: int) -> Scene:
 
 def samples_of(run: Run, pictures: Pictures) -> Samples:
     """The training samples of the first epoch."""
-    fit = Fit(run.imgsz, run.square_training)
-    chosen = augmentations(run, fit, pictures.classes)
-    mixing = mixing_of(run, run.epochs, 1)
-    return Samples(pictures.training.records, fit, chosen, run.seed, scale_jitter=run.scale_jitter, mixing=mixing)
+    fit = Fit(run.imgsz, run.square_training, run.decode_scaled)
+    chosen = augmentations(run, largest_fit(run), pictures.classes)
+    return Samples(
+        pictures.training.records, fit, chosen, run.seed,
+        scale_jitter=run.scale_jitter, mixing=mixing_of(run, run.epochs, 1), multi_scale=run.multi_scale,
+    )  # fmt: skip
 
 
 def seconds_to_read(samples: Samples) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from boxwright.data.images import decode
-from boxwright.inference.draw import contact_sheet, draw, draw_truth
+from boxwright.inference.draw import contact_sheet, draw, draw_truth, truth_tile
 from boxwright.inference.output import write_image
 from boxwright.inference.predictor import Predictor
 from boxwright.types import Batch, Record
@@ -22,7 +22,7 @@ def first_batch(folder: Path, batch: Batch, classes: Sequence[str]) -> None:
     """previews/first_batch.jpg: the first pictures after augmentation, with the boxes trained on."""
     images = batch.images.permute(0, 2, 3, 1).cpu().numpy()[:SHOWN]
     drawn = [
-        draw_truth(np.ascontiguousarray(image[:h, :w]), boxes.cpu().numpy(), labels.cpu().numpy(), classes)
+        truth_tile(np.ascontiguousarray(image[:h, :w]), boxes.cpu().numpy(), labels.cpu().numpy(), classes, CELL)
         for image, (h, w), boxes, labels in zip(images, batch.sizes, batch.boxes, batch.labels, strict=False)
     ]
     write_image(folder / "previews" / "first_batch.jpg", contact_sheet(drawn, min(4, len(drawn)), CELL))
