@@ -26,6 +26,7 @@ SMALLEST, LARGEST = 32, 4096  # pixels a side
 # What may change when a run goes on: where and how it is computed, not what.
 MAY_CHANGE = (
     "device", "workers", "micro_batch", "eval_batch", "save_minutes", "shard", "data_timeout", "step_timeout", "log_to",
+    "cache", "cache_gb",
 )  # fmt: skip
 
 
@@ -97,6 +98,13 @@ class Run(BaseModel):
     square_training: bool = Field(
         False, description="Stretch pictures to a square; otherwise keep their aspect and pad."
     )
+    multi_scale: tuple[int, int] | None = Field(
+        None, description="Smallest and largest --imgsz of a training batch, such as 480 800, drawn for each."
+    )
+    group_aspect: bool = Field(False, description="Put pictures of similar aspect into one batch: less padding.")
+    decode_scaled: bool = Field(
+        False, description="Reduce JPEGs of twice the size and more while decoding: faster, slightly other pixels."
+    )
     use_train_aug: bool = Field(
         False, description="The article's augmentations: blur, grey, brightness, colour, gamma."
     )
@@ -159,6 +167,12 @@ class Run(BaseModel):
     precision: Precision = Field("auto", description="Autocast: bf16 or fp16 where the device has it.")
     workers: int | None = Field(
         None, ge=0, description="Processes that read pictures; by default chosen by the device."
+    )
+    cache: Literal["off", "memory", "disk"] = Field(
+        "off", description="Keep decoded pictures, for all processes of this machine: memory, disk."
+    )
+    cache_gb: float | None = Field(
+        None, gt=0, description="Gigabytes that they may take; by default half of what is free."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Of initial weights, order, augmentation and sampling.")
 
@@ -223,6 +237,16 @@ class Run(BaseModel):
             )
         if self.scale_jitter and not 0.05 <= self.scale_jitter[0] <= self.scale_jitter[1] <= 4:
             raise ValueError("--scale-jitter wants two factors from 0.05 to 4, the smaller one first, such as 0.1 2")
+        if self.multi_scale and not (
+            SMALLEST <= self.multi_scale[0] <= self.multi_scale[1] <= LARGEST
+            and not any(side % 32 for side in self.multi_scale)
+        ):
+            raise ValueError(
+                f"--multi-scale wants two multiples of 32 from {SMALLEST} to {LARGEST}, the smaller one first, "
+                "such as 480 800"
+            )
+        if self.cache_gb is not None and self.cache == "off":
+            raise ValueError("--cache-gb goes with --cache memory or --cache disk")
         odd = [text for text in self.option if not text.partition("=")[0].isidentifier() or "=" not in text]
         if odd:
             raise ValueError(f"--option {odd[0][:80]!r} is not NAME=VALUE, such as drop_path=0.2")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action", "Batch", "Bool", "BoxwrightError", "Detections", "DiskFailed", "Diverged", "Fault", "Float32", "Int64",
-    "Names", "Record", "Sample", "Scores", "Size", "Stopped", "UInt8", "UserError", "no_boxes",
+    "Member", "Names", "Record", "Sample", "Scores", "Shard", "Size", "Stopped", "UInt8", "UserError", "no_boxes",
 ]  # fmt: skip
 
 Size = tuple[int, int]
@@ -54,6 +54,32 @@ def _no_names() -> Names:
     return np.zeros(0, np.str_)
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A tar file that holds many pictures."""
+
+    place: str  # its path, or its address
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A picture inside a shard: some of its bytes. `data.members` reads them."""
+
+    shard: Shard
+    name: str  # in the shard
+    offset: int
+    length: int
+    crc32: int  # of these bytes
+
+    def __fspath__(self) -> str:
+        return f"{self.shard.place}/{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.shard.place}/{self.name}"
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     """One picture on disk and what is annotated in it; nothing decoded yet.
@@ -62,7 +88,7 @@ class Record:
     """
 
     id: str  # the image file's stem, after its folders (`a/b`) where pictures lie in several
-    image: Path
+    image: Path | Member
     size: Size  # of the picture as it is shown, after EXIF orientation
     boxes: Float32  # (N, 4) pixels
     labels: Int64  # (N,)

@@ -30,7 +30,6 @@ from ctypes import c_uint8
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -69,7 +68,7 @@ class Source(Protocol[Read_co]):
         ...
 
 
-def reading(path: Path) -> None:
+def reading(path: os.PathLike[str]) -> None:
     """Tell whoever waits for this batch which file is read next: it is named if it never comes, or is the last."""
     beat: _Beat | None = getattr(_here, "beat", None)
     if beat:
@@ -83,7 +82,7 @@ class _Beat:
         self._numbers = memory[:16].cast("q")  # files begun, length of the path
         self._path = memory[16:HEAD]
 
-    def begin(self, path: Path) -> None:
+    def begin(self, path: os.PathLike[str]) -> None:
         text = os.fsencode(path)[: len(self._path)]
         self._path[: len(text)] = text
         self._numbers[1] = len(text)

@@ -4,6 +4,9 @@ Every picture that Boxwright trains on, evaluates or predicts from comes through
 the same everywhere. The header is read by our own walk over the container: a bomb is refused before anything
 is allocated, and a cut file is found during the scan of a dataset. Decoders differ in that, and some return
 the lost half as flat grey without a word.
+
+A picture comes whole (`decode`) or at the size that a Fit wants of it (`decode_at`), which for a large JPEG may be had
+while decoding, for less.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,8 +24,10 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from boxwright.types import Size, UInt8, UserError
+from boxwright.data import members
+from boxwright.types import Member, Size, UInt8, UserError
 
+Picture = Path | Member | bytes  # where a picture's bytes are, or these themselves
 Format = Literal["JPEG", "PNG", "BMP", "WebP", "TIFF", "GIF"]
 
 EXTENSIONS = (
@@ -40,7 +46,7 @@ MAX_BYTES = 1 << 30
 class ImageError(UserError):
     """A picture that cannot be used; `path` is None where it came as bytes."""
 
-    def __init__(self, path: Path | None, reason: str) -> None:
+    def __init__(self, path: Path | Member | None, reason: str) -> None:
         super().__init__(path, reason)  # both stay in `args`: the error crosses process borders pickled
         self.path = path
         self.reason = reason
@@ -58,35 +64,91 @@ class Header:
     orientation: int = 1  # EXIF's, 1 .. 8; already applied to `size`
 
 
-def read_header(path: Path) -> Header:
+def read_header(source: Picture) -> Header:
     """Size and format of a picture, from a whole file, without decoding its pixels.
 
     Raises `ImageError` where it is no regular file, empty, of another format, over `MAX_PIXELS` or cut short.
     """
-    try:
-        with _open(path) as file:
-            return _parse(file)
-    except _UnusableError as error:
-        raise ImageError(path, str(error)) from None
+    with _named(source):
+        if isinstance(source, Path):
+            with _open(source) as file:
+                return _parse(file)
+        return _parse(BytesIO(_read(source)))
 
 
-def decode(source: Path | bytes) -> UInt8:
+def decode(source: Picture) -> UInt8:
     """The pixels, (H, W, 3) RGB: EXIF orientation applied, grey widened, 16 bits brought to 8, alpha dropped.
 
     Of an animation or a multi-page file it is the first picture. Raises `ImageError`; a picture that is cut
     short is never returned in part.
     """
-    path = None if isinstance(source, bytes) else source
-    try:
-        data = _read(source) if isinstance(source, Path) else source
+    with _named(source):
+        data = _read(source)
         header = _parse(BytesIO(data))
-        return _pixels(data, header)
-    except _UnusableError as error:
-        raise ImageError(path, str(error)) from None
+        return _upright(_stored(data, header), header)
+
+
+def decode_at(source: Picture, content: Callable[[Size], Size], *, scaled: bool = False) -> tuple[UInt8, Size]:
+    """The pixels at the size that `content` makes of the picture's own, and that own size; otherwise as `decode`.
+
+    `scaled`: a JPEG of at least twice the size asked for is brought to a half, a quarter or an eighth while it is
+    decoded, and resized from there. That is faster, and the pixels differ a little from those of the full decoding.
+    """
+    with _named(source):
+        data = _read(source)
+        header = _parse(BytesIO(data))
+        wanted = content(header.size)
+        factor = _reduction(header, wanted) if scaled else 1
+        if factor == 1:
+            return resized(_upright(_stored(data, header), header), wanted), header.size
+        turned = header.orientation >= 5
+        (height, width), (h, w) = ((size[::-1] if turned else size) for size in (header.size, wanted))
+        # libjpeg's last row and column stand for less than `factor` pixels where the side is no multiple of it: the
+        # scale is that of the true size, so that everything lies where the boxes say.
+        pixels = _cv2().resize(
+            _stored(data, header, factor), None, fx=w * factor / width, fy=h * factor / height,
+            interpolation=_cv2().INTER_LINEAR,
+        )[:h, :w]  # fmt: skip
+        return _upright(np.asarray(pixels, np.uint8), header), header.size
+
+
+def resized(image: UInt8, size: Size) -> UInt8:
+    """A picture (h, w, 3) at another size."""
+    height, width = size
+    if size == image.shape[:2]:
+        return image
+    shrinks = height * 2 <= image.shape[0] and width * 2 <= image.shape[1]
+    cv2 = _cv2()
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR  # linear looks at 2 x 2 pixels and would skip the others
+    return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
+
+
+def _reduction(header: Header, wanted: Size) -> int:
+    """The largest of 8, 4, 2 by which a JPEG can be reduced and still be at least of the size wanted; else 1."""
+    if header.format != "JPEG":
+        return 1
+    fits = (all(-(-side // by) >= w for side, w in zip(header.size, wanted, strict=True)) for by in (8, 4, 2))
+    return next((by for by, fit in zip((8, 4, 2), fits, strict=True) if fit), 1)
+
+
+def _cv2() -> Any:
+    """OpenCV, whose 0.1 s of import a mistyped path need not wait for."""
+    import cv2
+
+    return cv2
 
 
 class _UnusableError(Exception):
     """Why a picture cannot be used; the public functions add the path."""
+
+
+@contextmanager
+def _named(source: Picture) -> Generator[None]:
+    """What cannot be used is raised with where it is."""
+    try:
+        yield
+    except _UnusableError as error:
+        raise ImageError(None if isinstance(source, bytes) else source, str(error)) from None
 
 
 _CUT = "is cut short: the end of the picture is missing"
@@ -108,30 +170,42 @@ def _open(path: Path) -> BinaryIO:
         raise _UnusableError(f"cannot be read: {error}") from None
 
 
-def _read(path: Path) -> bytes:
-    with _open(path) as file:
+def _read(source: Picture) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Member):
+        try:
+            return members.read(source)
+        except members.DamagedError as error:
+            raise _UnusableError(str(error)) from None
+    with _open(source) as file:
         try:
             return file.read()
         except OSError as error:
             raise _UnusableError(f"cannot be read: {error.strerror or error}") from None
 
 
-def _pixels(data: bytes, header: Header) -> UInt8:
-    import cv2  # 0.1 s that a mistyped path need not wait for
-
+def _stored(data: bytes, header: Header, reduced_by: int = 1) -> UInt8:
+    """The pixels as they are stored, not turned yet."""
     # Orientation is ours, by the same reading as the header's size; to TIFF, OpenCV applies it in any case.
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = _cv2().IMREAD_COLOR_RGB | _cv2().IMREAD_IGNORE_ORIENTATION
+    flags |= {1: 0, 2: 16, 4: 32, 8: 64}[reduced_by]  # the bits of IMREAD_REDUCED_*
     try:
-        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)  # (H, W, 3) RGB, as stored
-    except cv2.error:
+        image: Any = _cv2().imdecode(np.frombuffer(data, np.uint8), flags)  # (H, W, 3) RGB
+    except _cv2().error:
         image = None
     if image is None:
         raise _UnusableError(f"is damaged, or a kind of {header.format} that is not read here")
-    if header.format != "TIFF":
-        image = np.ascontiguousarray(_ORIENT[header.orientation](image))
-    if image.shape != (*header.size, 3) or image.dtype != np.uint8:
+    size = header.size[::-1] if header.orientation >= 5 and header.format != "TIFF" else header.size
+    if image.shape != (*(-(-side // reduced_by) for side in size), 3) or image.dtype != np.uint8:
         raise _UnusableError("decodes to another size than its header says")
     return image
+
+
+def _upright(image: UInt8, header: Header) -> UInt8:
+    if header.format == "TIFF":
+        return image
+    return np.ascontiguousarray(_ORIENT[header.orientation](image))
 
 
 # EXIF 2.32, tag 0x0112: where the stored first row and first column belong in the picture as it is shown.

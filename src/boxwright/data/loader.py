@@ -1,7 +1,8 @@
 """From records to batches: decode, transform, collate. Nothing random is carried from one sample to the next.
 
-The order of an epoch is a function of (seed, epoch), the augmentation of a sample of (seed, epoch, index): batches do
-not depend on the number of workers, nor on where a run stopped.
+The order of an epoch is a function of (seed, epoch), the augmentation of a sample of (seed, epoch, index), the size of
+a batch of (seed, step): batches do not depend on the number of workers, nor on where a run stopped, nor on whether a
+picture comes from a file, a shard or the cache.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Protocol, TypeVar
 
 import cv2
@@ -19,15 +20,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from boxwright.data.cache import Cache, room_for
 from boxwright.data.feeding import feed, reading
 from boxwright.data.images import ImageError, decode
 from boxwright.data.mixing import UNMIXED, Mixing, Source, place_mixed
-from boxwright.data.transforms import Augmentation, Fit, Scales, finish, pad
-from boxwright.types import Batch, Int64, Record, Sample, Size, UserError
+from boxwright.data.transforms import MULTIPLE, Augmentation, Fit, Scales, finish
+from boxwright.types import Batch, Float32, Int64, Record, Sample, Size, UInt8, UserError
 
 log = logging.getLogger(__name__)
 
 Place = tuple[int, int]  # (epoch, index of the record)
+Sides = tuple[int, int]  # pixels: the smallest and the largest `imgsz`, multiples of 32
 Collated = TypeVar("Collated")
 
 TIMEOUT = 300.0  # seconds that a picture may take to be read
@@ -49,6 +52,8 @@ class Samples(Dataset[Sample]):
     training: bool = True
     scale_jitter: Scales | None = None
     mixing: Mixing = UNMIXED  # of several pictures into one
+    multi_scale: Sides | None = None  # between which a batch's `imgsz` is drawn
+    cache: Cache | None = None  # of decoded pictures
 
     def __len__(self) -> int:
         return len(self.records)
@@ -61,8 +66,11 @@ class Samples(Dataset[Sample]):
         def another() -> Source:
             return self._read(int(rng.integers(len(self.records))))
 
-        mixing = self.mixing.in_epoch(epoch)
-        picture = place_mixed((image, record), another, self.fit, mixing, self.scale_jitter, rng)
+        if self.form == WHOLE:
+            mixing = self.mixing.in_epoch(epoch)
+            picture = place_mixed((image, record), another, self.fit, mixing, self.scale_jitter, rng)
+        else:
+            picture = self.fit.place(record.size).label(image, record)
         sample = finish(picture, record, self.augmentations, rng, canvas=self.canvas(place))
         return replace(sample, seed=int(rng.integers(2**62)))
 
@@ -70,29 +78,79 @@ class Samples(Dataset[Sample]):
         """The canvas of a sample, known before it is read; the Fit's largest where chance may ask for it."""
         epoch, index = place
         by_chance = self.scale_jitter is not None or self.mixing.in_epoch(epoch) != UNMIXED
-        if by_chance or any(getattr(augment, "resizes", False) for augment in self.augmentations):
-            return self.fit.largest_canvas
-        return self.fit.place(self.records[index].size).canvas
+        if any(getattr(augment, "resizes", False) for augment in self.augmentations):
+            return self.largest_canvas
+        return self.fit.largest_canvas if by_chance else self.fit.place(self.records[index].size).canvas
+
+    @property
+    def largest_canvas(self) -> Size:
+        """That of all batches."""
+        sides = (self.fit.imgsz, *(self.multi_scale or ()))
+        return replace(self.fit, imgsz=max(sides)).largest_canvas
+
+    @property
+    def form(self) -> str:
+        """How pictures are read: whole where chance decides on their scale, otherwise at the Fit's size."""
+        chance = self.scale_jitter or self.multi_scale or self.mixing.mosaic or self.mixing.mixup
+        return WHOLE if chance or self.mixing.copy_paste else str(self.fit)
+
+    def of_step(self, step: int) -> Samples:
+        """The same samples at the size that the step has by chance, which all processes know."""
+        if not self.multi_scale:
+            return self
+        low, high = (side // MULTIPLE for side in self.multi_scale)
+        side = int(np.random.default_rng([self.seed, step, _OF_STEPS]).integers(low, high + 1)) * MULTIPLE
+        return replace(self, fit=replace(self.fit, imgsz=side))
+
+    def room(self) -> int:
+        """Bytes that a cache of all these pictures would take."""
+        whole = self.form == WHOLE
+        return room_for(record.size if whole else self.fit.content(record.size) for record in self.records)
 
     def _read(self, index: int) -> Source:
         """The picture at `index`, or the first after it that can be read."""
         for attempt in range(min(len(self.records), 8)):
             record = self.records[(index + attempt) % len(self.records)]
-            reading(record.image)
             try:
-                return decode(record.image), record
+                return self._pixels(record), record
             except ImageError as error:
                 log.warning("%s; another is used instead", error)
         raise UserError(f"{self.records[index].image} and the pictures after it cannot be read. Is the folder there?")
 
     def _read_or_black(self, index: int) -> Source:
         record = self.records[index]
-        reading(record.image)
         try:
-            return decode(record.image), record
+            return self._pixels(record), record
         except ImageError as error:
             log.warning("%s; its objects count as missed", error)
-            return np.zeros((*record.size, 3), np.uint8), record
+            size = record.size if self.form == WHOLE else self.fit.content(record.size)
+            return np.zeros((*size, 3), np.uint8), record
+
+    def _pixels(self, record: Record) -> UInt8:
+        """The picture in the form that is asked for, from the cache if it is there."""
+        reading(record.image)
+        form = self.form
+        make = partial(_decoded, record, None if form == WHOLE else self.fit)
+        if self.cache is None:
+            return make()
+        size = record.size if form == WHOLE else self.fit.content(record.size)
+        return self.cache.get(record.image, form, size, make)
+
+
+WHOLE = "whole"
+_OF_STEPS = 1 << 40  # beyond the indices of records, so that steps draw from generators of their own
+
+
+def _decoded(record: Record, fit: Fit | None) -> UInt8:
+    if fit is None:
+        pixels = decode(record.image)
+        size = (pixels.shape[0], pixels.shape[1])
+    else:
+        pixels, size = fit.read(record.image)
+    if size != record.size:  # its boxes are another picture's
+        (height, width), (h, w) = size, record.size
+        raise ImageError(record.image, f"is {width}x{height} now, it was {w}x{h} when the data was scanned")
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -102,6 +160,7 @@ class EpochOrder:
     length: int
     batch: int
     seed: int
+    aspects: Aspects | None = field(default=None, compare=False)  # of the pictures: those alike come together
 
     @property
     def steps_per_epoch(self) -> int:
@@ -109,8 +168,30 @@ class EpochOrder:
 
     def __getitem__(self, step: int) -> list[Place]:
         epoch, into = divmod(step, self.steps_per_epoch)
-        order = _shuffled(self.length, self.seed, epoch)[into * self.batch : (into + 1) * self.batch]
+        order = self._of_epoch(epoch)[into * self.batch : (into + 1) * self.batch]
         return [(epoch, int(index)) for index in order]
+
+    def step_of(self, place: Place) -> int:
+        """The step that a place is in."""
+        epoch, index = place
+        at = int(np.flatnonzero(self._of_epoch(epoch) == index)[0])
+        return epoch * self.steps_per_epoch + at // self.batch
+
+    def _of_epoch(self, epoch: int) -> Int64:
+        if self.aspects is None:
+            return _shuffled(self.length, self.seed, epoch)
+        return _grouped(self.aspects, self.batch, self.seed, epoch)
+
+
+@dataclass(frozen=True, eq=False)
+class Aspects:
+    """Width over height of each picture."""
+
+    values: Float32  # (N,)
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Aspects:
+        return cls(np.array([record.size[1] / record.size[0] for record in records], np.float32))
 
 
 def shuffled(length: int, seed: int, epoch: int) -> Int64:
@@ -118,7 +199,24 @@ def shuffled(length: int, seed: int, epoch: int) -> Int64:
     return np.random.default_rng([seed, epoch]).permutation(length).astype(np.int64)
 
 
+def grouped(aspects: Aspects, batch: int, seed: int, epoch: int) -> Int64:
+    """The order of an epoch in which a batch's pictures have similar aspects: a permutation of 0 .. N-1.
+
+    The shuffled order is cut into stretches of `ALIKE` batches, each is sorted by aspect, and the batches of all are
+    shuffled: who is whose neighbour changes from epoch to epoch. What is too little for a batch is the last.
+    """
+    order = shuffled(len(aspects.values), seed, epoch)
+    whole = len(order) // batch * batch
+    stretches = np.split(order[:whole], range(ALIKE * batch, whole, ALIKE * batch))
+    ranked = [stretch[np.argsort(aspects.values[stretch], kind="stable")] for stretch in stretches]
+    batches = np.concatenate(ranked).reshape(-1, batch)
+    turn = np.random.default_rng([seed, epoch, _OF_STEPS, 1]).permutation(len(batches))
+    return np.concatenate([batches[turn].reshape(-1), order[whole:]])
+
+
+ALIKE = 64  # batches that are sorted together
 _shuffled = lru_cache(maxsize=4)(shuffled)  # an epoch's steps ask for it one by one
+_grouped = lru_cache(maxsize=4)(grouped)
 
 
 @dataclass(frozen=True)
@@ -164,20 +262,30 @@ def training_batches(
     rank: int = 0,
     ranks: int = 1,
     timeout: float = TIMEOUT,
+    multi_scale: Sides | None = None,
+    group_aspect: bool = False,
+    cache: Cache | None = None,
+    pinned: bool = False,
 ) -> Iterator[Share]:
     """Endless shuffled batches of `batch` pictures, the last of an epoch may be smaller; of each, the share of `rank`.
 
-    The shares of all ranks, one after the other, are the batch of a single one, bit for bit. A picture that takes
-    longer than `timeout` seconds is a `ReadingError`.
+    The shares of all ranks, one after the other, are the batch of a single one, bit for bit, whether pictures come from
+    the `cache` or not. `multi_scale` draws `imgsz` for each batch, `group_aspect` puts pictures of similar aspects
+    together. `pinned` memory is what a GPU can fetch by itself. A picture that takes longer than `timeout` seconds is
+    a `ReadingError`.
     """
-    samples = Samples(records, fit, augmentations, seed, scale_jitter=scale_jitter, mixing=mixing)
-    shares = _Shares(EpochOrder(len(records), batch, seed), rank, ranks)
+    samples = Samples(
+        records, fit, augmentations, seed,
+        scale_jitter=scale_jitter, mixing=mixing, multi_scale=multi_scale, cache=cache,
+    )  # fmt: skip
+    shares = _Shares(EpochOrder(len(records), batch, seed, Aspects.of(records) if group_aspect else None), rank, ranks)
 
     def share(step: int, read: list[Sample]) -> Share:
         places, start, stop = shares.bounds(step)
-        canvases = [samples.canvas(place) for place in places]  # all ranks', or padding would differ
+        now = samples.of_step(step)
+        canvases = [now.canvas(place) for place in places]  # all ranks', or padding would differ
         canvas = (max(height for height, _ in canvases), max(width for _, width in canvases))
-        return Share(collate(read, canvas), stop - start, len(places))
+        return Share(collate(read, canvas, pinned=pinned), stop - start, len(places))
 
     source = _Pictures(samples, shares)
     largest = -(-min(batch, len(records)) // ranks)
@@ -193,6 +301,8 @@ def ordered_batches(
     rank: int = 0,
     ranks: int = 1,
     timeout: float = TIMEOUT,
+    cache: Cache | None = None,
+    pinned: bool = False,
 ) -> Iterator[Batch]:
     """Every record once, unaugmented; pictures of one canvas together, so that no padding depends on neighbours.
 
@@ -206,21 +316,27 @@ def ordered_batches(
         for group in groups.values()
         for start in range(0, len(group), batch)
     ][rank::ranks]
-    source = _Pictures(Samples(records, fit, training=False), batches)
+    source = _Pictures(Samples(records, fit, training=False, cache=cache), batches)
     largest = max(map(len, batches), default=0)
-    return _iterate(source, lambda _, read: collate(read), range(len(batches)), workers, largest, timeout)
+    numbers = range(len(batches))
+    return _iterate(source, lambda _, read: collate(read, pinned=pinned), numbers, workers, largest, timeout)
 
 
-def collate(samples: Sequence[Sample], canvas: Size = (0, 0)) -> Batch:
-    """Samples on one canvas, the largest of theirs and `canvas`; a copy of them."""
+def collate(samples: Sequence[Sample], canvas: Size = (0, 0), *, pinned: bool = False) -> Batch:
+    """Samples on one canvas, the largest of theirs and `canvas`; a copy of them, in memory that is `pinned` for a GPU
+    or not."""
     canvas = (
         max(canvas[0], *(s.image.shape[0] for s in samples)),
         max(canvas[1], *(s.image.shape[1] for s in samples)),
     )
-    images = np.stack([pad(s.image, canvas) for s in samples])  # (B, H, W, 3)
+    images = torch.empty((len(samples), *canvas, 3), dtype=torch.uint8, pin_memory=pinned)  # (B, H, W, 3)
+    for image, sample in zip(images.numpy(), samples, strict=True):
+        height, width = sample.image.shape[:2]
+        image[:height, :width] = sample.image
+        image[height:], image[:height, width:] = 0, 0
     return Batch(
         ids=tuple(s.id for s in samples),
-        images=torch.from_numpy(images).permute(0, 3, 1, 2),  # (B, 3, H, W), channels last in memory
+        images=images.permute(0, 3, 1, 2),  # (B, 3, H, W), channels last in memory
         sizes=tuple(s.size for s in samples),
         boxes=tuple(torch.from_numpy(np.array(s.boxes, np.float32)) for s in samples),
         labels=tuple(torch.from_numpy(np.array(s.labels)) for s in samples),
@@ -243,7 +359,8 @@ class _Pictures:
     batches: _Batches
 
     def read(self, number: int) -> list[Sample]:
-        return [self.samples[place] for place in self.batches[number]]
+        samples = self.samples.of_step(number)
+        return [samples[place] for place in self.batches[number]]
 
 
 def _iterate(
@@ -254,7 +371,7 @@ def _iterate(
     largest: int,
     timeout: float,
 ) -> Iterator[Collated]:
-    height, width = source.samples.fit.largest_canvas
+    height, width = source.samples.largest_canvas
     capacity = largest * (3 * height * width + BESIDE_PIXELS)
     return feed(source, finish, numbers, workers=workers, capacity=capacity, timeout=timeout, begin=_begin_worker)
 

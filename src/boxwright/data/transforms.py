@@ -9,6 +9,7 @@ from functools import partial
 import cv2
 import numpy as np
 
+from boxwright.data.images import Picture, decode_at, resized
 from boxwright.types import Bool, Float32, Int64, Record, Sample, Size, UInt8, UserError
 
 MULTIPLE = 32  # canvas sides: the coarsest stride of every pyramid here
@@ -51,7 +52,11 @@ class Placement:
     def put(self, image: UInt8, record: Record) -> Labelled:
         """The part of a picture at its content size, not padded yet, with all of the record's boxes."""
         (top, left), (height, width) = self.corner, self.part
-        pixels = resized(image[top : top + height, left : left + width], self.content)
+        return self.label(resized(image[top : top + height, left : left + width], self.content), record)
+
+    def label(self, pixels: UInt8, record: Record) -> Labelled:
+        """The part of a picture that is at its content size already, with all of the record's boxes."""
+        assert pixels.shape[:2] == self.content
         return Labelled(pixels, self.to_canvas(record.boxes), record.labels, record.difficult | record.crowd)
 
 
@@ -60,11 +65,12 @@ class Fit:
     """The one owner of size: how any picture comes onto a canvas, in training, evaluation and prediction alike.
 
     `square` stretches to `imgsz` x `imgsz`; otherwise the longer side becomes `imgsz` and the aspect is kept. A canvas
-    side is the next multiple of 32.
+    side is the next multiple of 32. `decode_scaled` lets `decode_at` reduce large JPEGs while they are decoded.
     """
 
     imgsz: int = 640
     square: bool = False
+    decode_scaled: bool = False
 
     @property
     def largest_canvas(self) -> Size:
@@ -82,6 +88,10 @@ class Fit:
         height, width = (self.imgsz, self.imgsz) if self.square else (side * ratio for side in size)
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
+    def read(self, source: Picture) -> tuple[UInt8, Size]:
+        """A picture (h, w, 3) from its file, at its content size, not padded yet, and its own size."""
+        return decode_at(source, self.content, scaled=self.decode_scaled)
+
     def resize(self, image: UInt8) -> UInt8:
         """A picture (h, w, 3) at its content size, not padded yet."""
         return resized(image, self.content((image.shape[0], image.shape[1])))
@@ -97,16 +107,6 @@ def limits(size: Size) -> Float32:
     """The largest x1 y1 x2 y2 in a picture of `size`."""
     height, width = size
     return np.array([width, height, width, height], np.float32)
-
-
-def resized(image: UInt8, size: Size) -> UInt8:
-    """A picture (h, w, 3) at another size."""
-    height, width = size
-    if size == image.shape[:2]:
-        return image
-    shrinks = height * 2 <= image.shape[0] and width * 2 <= image.shape[1]
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR  # linear looks at 2 x 2 pixels and would skip the others
-    return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
 
 
 def random_part(size: Size, content: Size, window: Size, canvas: Size, rng: np.random.Generator) -> Placement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
+from boxwright.data.cache import Cache
 from boxwright.data.images import decode
 from boxwright.data.loader import TIMEOUT, collate, ordered_batches
 from boxwright.data.transforms import Fit, make_sample
@@ -36,6 +38,7 @@ class Predictor:
         self.classes = tuple(classes)
         self.fit = fit
         self.device = torch.device(device)
+        self.threshold = 0.5  # from which score on a detection is worth showing
 
     @classmethod
     def load(
@@ -45,8 +48,10 @@ class Predictor:
         chosen = choose_device(device)
         detector, header = checkpoint.load(Path(path))
         trained = Fit(**header.fit)
-        fit = Fit(imgsz or trained.imgsz, trained.square if square is None else square)
-        return cls(cast(Detector, detector.to(chosen)), header.classes, fit, chosen)
+        fit = replace(trained, imgsz=imgsz or trained.imgsz, square=trained.square if square is None else square)
+        predictor = cls(cast(Detector, detector.to(chosen)), header.classes, fit, chosen)
+        predictor.threshold = header.threshold
+        return predictor
 
     def predict(self, image: UInt8 | str | Path | Image, *, threshold: float = 0.0) -> Detections:
         """Boxes in one picture: a path, an (H, W, 3) uint8 RGB array, or a PIL image."""
@@ -77,12 +82,14 @@ class Predictor:
         rank: int = 0,
         ranks: int = 1,
         timeout: float = TIMEOUT,
+        cache: Cache | None = None,
     ) -> Iterator[tuple[int, Detections]]:
         """(index of the record, its boxes), in the order in which they are ready: this rank's share of them."""
         index = {record.id: i for i, record in enumerate(records)}
         for pictures in ordered_batches(
-            records, self.fit, batch=batch, workers=workers, rank=rank, ranks=ranks, timeout=timeout
-        ):
+            records, self.fit, batch=batch, workers=workers, rank=rank, ranks=ranks, timeout=timeout,
+            cache=cache, pinned=self.device.type == "cuda",
+        ):  # fmt: skip
             for name, found in zip(pictures.ids, self._run(pictures), strict=True):
                 yield index[name], self._to_picture(found, records[index[name]].size)
 

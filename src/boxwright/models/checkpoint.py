@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -46,6 +47,12 @@ class Header:
     version: str = __version__
     format: int = FORMAT
     sha256: str = ""  # over the tensors: no file format notices a flipped bit
+
+    @property
+    def threshold(self) -> float:
+        """From which score on a detection is worth showing: with the highest F1 on the validation pictures, else 0.5."""
+        known = self.scores.get("threshold", math.nan)
+        return known if 0 <= known <= 1 else 0.5
 
 
 def save(path: Path, detector: nn.Module | Mapping[str, Tensor], header: Header) -> None:
@@ -172,7 +179,9 @@ def _plugin_hint(header: Header) -> str:
 
 def _is_fit(fit: Mapping[str, Any]) -> bool:
     """Whether the fields of a `Fit` are there, within what a run may ask for."""
-    if set(fit) != {"imgsz", "square"} or type(fit["imgsz"]) is not int or type(fit["square"]) is not bool:
+    if not {"imgsz", "square"} <= set(fit) <= {"imgsz", "square", "decode_scaled"} or type(fit["imgsz"]) is not int:
+        return False
+    if any(type(value) is not bool for name, value in fit.items() if name != "imgsz"):
         return False
     return SMALLEST <= int(fit["imgsz"]) <= LARGEST
 
