@@ -208,3 +208,40 @@ def random_sets() -> st.SearchStrategy[Judged]:
 def perfect_sets() -> st.SearchStrategy[Judged]:
     """Each object is found exactly once, in its own place; no two objects of a picture share a box."""
     return judged_sets(perfect=True)
+
+
+# Examples written by hand: what is annotated and what is found, picture by picture.
+
+
+@pytest.fixture(scope="session")
+def scene() -> Any:
+    """Objects by picture as (class, box) or (class, box, "difficult" or "crowd"), detections as (class, score, box)."""
+
+    def scene(annotated: dict[str, Any], found: dict[str, Any], classes: Sequence[str] = ("cat", "dog")) -> Judged:
+        records = []
+        for name, objects in annotated.items():
+            marks = [rest[0] if rest else "" for _, _, *rest in objects]
+            difficult = [mark == "difficult" for mark in marks]
+            one = record(name, [o[1] for o in objects], [classes.index(o[0]) for o in objects], difficult)
+            records.append(replace(one, crowd=np.array([mark == "crowd" for mark in marks], bool)))
+        lists = [found.get(name, []) for name in annotated]
+        found_in = [
+            detections([d[2] for d in some], [d[1] for d in some], [classes.index(d[0]) for d in some])
+            for some in lists
+        ]
+        return Judged(records, found_in, classes)
+
+    return scene
+
+
+@pytest.fixture(scope="session")
+def judged_by() -> Any:
+    """A scene's detections judged at an IoU, all pairs kept."""
+    from boxwright.evaluation.judging import judge, overlapping
+    from boxwright.evaluation.matching import flatten
+
+    def judged_by(judged: Any, iou: float = 0.5) -> Any:
+        flat = flatten(*judged)
+        return judge(flat, overlapping(flat, same_class=False), iou=iou)
+
+    return judged_by

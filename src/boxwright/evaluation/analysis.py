@@ -14,8 +14,8 @@ from boxwright.evaluation.calibration import Calibration, calibration
 from boxwright.evaluation.confusion import Confusion, confusion
 from boxwright.evaluation.curves import Curves, curves
 from boxwright.evaluation.errors import Errors, errors
-from boxwright.evaluation.judging import Judged, judge, share
-from boxwright.evaluation.matching import flatten, pairs
+from boxwright.evaluation.judging import Judged, judge, overlapping, share
+from boxwright.evaluation.matching import flatten
 from boxwright.evaluation.review import Review, review
 from boxwright.evaluation.thresholds import Thresholds, thresholds
 from boxwright.types import Detections, Int64, Record
@@ -76,7 +76,7 @@ def analyse(
     assert len(records) == len(detections), "one Detections for each Record, in the same order"
     assert all(len(found) == len(records) for found in earlier), "one Detections for each Record in each epoch"
     flat = flatten(records, detections, classes)
-    judged = judge(flat, pairs(flat, same_class=False), iou=iou)
+    judged = judge(flat, overlapping(flat, same_class=False), iou=iou)
     recommended = thresholds(judged)
     threshold = recommended.overall.threshold
     return Analysis(

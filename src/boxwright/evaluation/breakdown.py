@@ -9,8 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from boxwright.evaluation.judging import Float64, Judged, best_precisions, mean, nearest, select, share
-from boxwright.evaluation.matching import pairs
+from boxwright.evaluation.judging import Float64, Judged, best_precisions, mean, nearest, overlapping, select, share
 from boxwright.types import Int64
 
 
@@ -65,20 +64,20 @@ def breakdown(judged: Judged, picture_sizes: Int64, *, threshold: float) -> Brea
 
     by_object = _lent(judged)
     return Breakdown(
-        sizes=groups([*COCO_SIZES], [*COCO_SIZES.values()], object_sides, sides),
+        sizes=groups([*COCO_SIZES], [*COCO_SIZES.values()], np.sqrt(flat.object_areas), sides),
         relative_sizes=groups(_percents(RELATIVE_SIZES), RELATIVE_SIZES, object_relative, relative),
         crowding=groups(_overlaps(CROWDING), CROWDING, crowding, _of_object(crowding, by_object)),
         neighbours=groups([*NEIGHBOURS], [*NEIGHBOURS.values()], neighbours, _of_object(neighbours, by_object)),
     )
 
 
-def coco_size(boxes: Float64) -> Int64:
-    """Which of COCO's sizes, 0 small, 1 medium, 2 large, (N,), boxes (N, 4) are of."""
-    return np.searchsorted([*COCO_SIZES.values()], _sides(boxes), side="right") - 1
+def coco_size(areas: Float64) -> Int64:
+    """Which of COCO's sizes objects are of, 0 small, 1 medium, 2 large, (N,) as their areas."""
+    return np.searchsorted([*COCO_SIZES.values()], np.sqrt(areas), side="right") - 1
 
 
 def _sides(boxes: Float64) -> Float64:
-    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1))
+    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
 
 
 def _percents(lows: Sequence[float]) -> list[str]:
@@ -99,7 +98,7 @@ def _crowding(judged: Judged) -> tuple[Float64, Float64]:
     """
     flat = judged.flat
     count = len(flat.object_labels)
-    among = pairs(
+    among = overlapping(
         replace(
             flat,
             boxes=flat.object_boxes,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boxwright.evaluation.judging import Judged, assign, excused, select
+from boxwright.evaluation.judging import Judged, assign, select
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,6 @@ def confusion(judged: Judged, *, threshold: float) -> Confusion:
     fits = select(near, (near.iou >= iou) & shown[near.detection] & judged.counted[near.object])
     own = flat.labels[fits.detection] == flat.object_labels[fits.object]
     taken = assign(judged.rank, fits, len(judged.counted), prefer=own)
-    left_out = np.zeros(len(shown), np.bool_)
-    left_out[near.detection[excused(flat, near, iou)]] = True
 
     counts = np.zeros((count + 1, count + 1), np.int64)
     took = taken >= 0
@@ -46,6 +44,6 @@ def confusion(judged: Judged, *, threshold: float) -> Confusion:
     free = judged.counted.copy()
     free[taken[took]] = False
     counts[:count, count] = judged.per_class(flat.object_labels[free])
-    counts[count, :count] = judged.per_class(flat.labels[shown & ~took & ~left_out])
+    counts[count, :count] = judged.per_class(flat.labels[shown & ~took & ~judged.excused])
     names = (*flat.classes, BACKGROUND)
     return Confusion(names, tuple(tuple(row) for row in counts.tolist()), threshold, iou)

@@ -14,7 +14,6 @@ from boxwright.types import Bool, Int64
 Float64 = NDArray[np.float64]
 
 RECALLS: Float64 = np.linspace(0, 1, 101)  # COCO's; its own rounding kept, so that its figures are met
-CROWD_COVER = 0.5  # share of a detection inside a crowd region that excuses it
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +44,13 @@ class Judged:
         return self.finder >= 0  # (N,)
 
     @property
+    def excused(self) -> Bool:
+        """Detections on a difficult object or in a crowd region of any class, right ones among them, (D,)."""
+        excused = np.zeros(len(self.right), np.bool_)
+        excused[self.pairs.detection[~self.counted[self.pairs.object] & (self.pairs.iou >= self.iou)]] = True
+        return excused
+
+    @property
     def to_find(self) -> Int64:
         """How many objects of each class count, (K,)."""
         return self.per_class(self.flat.object_labels[self.counted])
@@ -60,14 +66,13 @@ class Judged:
         return [(name, flat.labels == k, flat.object_labels == k) for k, name in enumerate(flat.classes)]
 
 
-def overlapping(flat: Flat, iou: float) -> Pairs:
-    """The pairs of one class that `judge` needs: fewer than all."""
-    least = 0.0 if flat.crowd.any() else math.nextafter(iou, 0)  # a crowd region may excuse at any IoU
-    return pairs(flat, minimum=least, same_class=True)
+def overlapping(flat: Flat, *, minimum: float = 0.0, same_class: bool = True) -> Pairs:
+    """All pairs with an IoU of at least `minimum`; with a crowd region, the share of the detection inside it."""
+    return pairs(flat, minimum=math.nextafter(minimum, 0), same_class=same_class, crowd_share=True)
 
 
 def judge(flat: Flat, near: Pairs, *, iou: float) -> Judged:
-    """Who is right, by `near`: all pairs with at least `iou`, and any that overlap a crowd region."""
+    """Who is right, by `near`: all pairs `overlapping` by at least `iou`, those of other classes and lower IoU too."""
     counted = ~(flat.difficult | flat.crowd)
     rank = ranks(flat.scores)
     own = flat.labels[near.detection] == flat.object_labels[near.object]
@@ -77,21 +82,8 @@ def judge(flat: Flat, near: Pairs, *, iou: float) -> Judged:
     finder = np.full(len(counted), -1)
     finder[taken[right]] = np.flatnonzero(right)
     ignored = np.zeros(len(right), np.bool_)
-    ignored[near.detection[excused(flat, near, iou) & own]] = True
+    ignored[near.detection[fits & ~counted[near.object]]] = True
     return Judged(flat, near, iou, rank, counted, right, ignored & ~right, taken, finder)
-
-
-def excused(flat: Flat, near: Pairs, iou: float) -> Bool:
-    """Which pairs are of a detection that lies on a difficult object or in a crowd region, (P,), of any class."""
-    excuse = flat.difficult[near.object] & (near.iou >= iou)
-    crowd = np.flatnonzero(flat.crowd[near.object])
-    if len(crowd):
-        box, region = flat.boxes[near.detection[crowd]], flat.object_boxes[near.object[crowd]]
-        shared = (np.minimum(box[:, 2:], region[:, 2:]) - np.maximum(box[:, :2], region[:, :2])).clip(min=0)
-        area = (box[:, 2:] - box[:, :2]).prod(axis=1)
-        # Multiplied, not divided: a box without area lies in nothing.
-        excuse[crowd] |= (shared.prod(axis=1) >= CROWD_COVER * area) & (area > 0)
-    return excuse
 
 
 def ranks(scores: Float64) -> Int64:
@@ -145,7 +137,16 @@ def nearest(near: Pairs, detections: int) -> tuple[Float64, Int64]:
 def with_objects(flat: Flat, boxes: Float64, labels: Int64, images: Int64) -> Flat:
     """The same detections beside other objects: `boxes` (N, 4) of `labels` (N,) in `images` (N,), ascending."""
     none = np.zeros(len(labels), np.bool_)
-    return replace(flat, object_boxes=boxes, object_labels=labels, object_images=images, difficult=none, crowd=none)
+    return replace(
+        flat,
+        object_boxes=boxes,
+        object_labels=labels,
+        object_images=images,
+        object_areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        object_places=np.zeros(len(labels), np.int64),
+        difficult=none,
+        crowd=none,
+    )
 
 
 def best_precisions(labels: Int64, scores: Float64, right: Bool, to_find: Int64) -> Float64:

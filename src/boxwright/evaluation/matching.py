@@ -32,6 +32,7 @@ class Flat:
     difficult: Bool  # (N,)
     crowd: Bool  # (N,) regions of many objects
     object_areas: Float64  # (N,) square pixels, by which COCO tells small from large
+    object_places: Int64  # (N,) index within the object's record
     boxes: Float64  # (D, 4) pixels
     labels: Int64  # (D,)
     scores: Float64  # (D,)
@@ -71,6 +72,7 @@ def flatten(
         object_areas = (object_boxes[:, 2:] - object_boxes[:, :2]).prod(axis=1)
     else:
         object_areas = _joined([areas[index] for index in order], np.float64)
+    places = _joined([np.arange(len(record.labels)) for record in records], np.int64)
     # Objects of equal box and class may still differ in what is said of them: that decides last.
     objects = np.lexsort((object_areas, crowd, difficult, *object_boxes.T[::-1], object_labels, object_images))
 
@@ -88,6 +90,7 @@ def flatten(
         difficult=difficult[objects],
         crowd=crowd[objects],
         object_areas=object_areas[objects],
+        object_places=places[objects],
         boxes=boxes[best_first],
         labels=labels[best_first],
         scores=scores[best_first],
@@ -155,3 +158,24 @@ def _joined(parts: Sequence[NDArray[Any]], kind: Any, width: int | None = None) 
     """(N,) or (N, width) of the parts of all pictures."""
     empty = np.zeros(0 if width is None else (0, width), kind)
     return np.concatenate([empty, *parts]).astype(kind, copy=False)
+
+
+def assign(asker: Int64, asked: Int64, objects: int) -> Int64:
+    """Which of the askings (P,) are granted when all ask in turn, each for the first that is still free; sorted.
+
+    asker, asked: (P,) an asker's wishes stand side by side, the best first; whoever comes first chooses first.
+
+    All ask at once for what they like most; each object keeps the first of those who asked and refuses all who come
+    after, who ask for their next. That ends in a few rounds with what taking turns gives.
+    """
+    rest = np.arange(len(asker))
+    while True:
+        who, what = asker[rest], asked[rest]
+        first = np.ones(len(rest), np.bool_)
+        first[1:] = who[1:] != who[:-1]
+        best = np.full(objects, np.iinfo(np.int64).max)
+        best[what[first][::-1]] = who[first][::-1]  # of several who ask for one, the last written is the first
+        keep = who <= best[what]
+        if keep.all():
+            return rest[first]
+        rest = rest[keep]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -14,14 +13,13 @@ from boxwright.evaluation.breakdown import coco_size
 from boxwright.evaluation.judging import (
     Float64,
     Judged,
-    excused,
     judge,
     nearest,
     overlapping,
     select,
     with_objects,
 )
-from boxwright.evaluation.matching import Flat, Pairs, flatten, pairs
+from boxwright.evaluation.matching import Flat, Pairs, flatten
 from boxwright.evaluation.thresholds import best_of
 from boxwright.types import Bool, Detections, Int64, Record
 
@@ -131,9 +129,7 @@ def _least_score(judged: Judged, threshold: float) -> float:
 
 def _sure(judged: Judged, least: float) -> Bool:
     """Detections that may speak against an annotation, (D,)."""
-    excuse = np.zeros(len(judged.right), np.bool_)
-    excuse[judged.pairs.detection[excused(judged.flat, judged.pairs, judged.iou)]] = True
-    return judged.wrong & ~excuse & (judged.flat.scores >= least)
+    return judged.wrong & ~judged.excused & (judged.flat.scores >= least)
 
 
 def _missing_labels(judged: Judged, least: float) -> _Claims:
@@ -188,7 +184,7 @@ def _nothing_there(judged: Judged, threshold: float) -> _Claims:
     objects = np.flatnonzero(judged.counted & ~_touched(flat, judged.pairs, FAINT * threshold))
     found = np.zeros(len(judged.counted), np.bool_)
     found[judged.taken[judged.right & (flat.scores >= threshold)]] = True
-    alike = 3 * flat.object_labels + coco_size(flat.object_boxes)  # class and size as one number
+    alike = 3 * flat.object_labels + coco_size(flat.object_areas)  # class and size as one number
     groups = 3 * len(flat.classes)
     number = np.bincount(alike[judged.counted], minlength=groups)
     usual = np.bincount(alike[found], minlength=groups) / np.maximum(number, 1)
@@ -214,7 +210,7 @@ def _best_of_heaps(flat: Flat, these: Int64, iou: float) -> Bool:
     """Which detections no better one that is kept itself overlaps by `iou`; (T,) `these`, best first in a picture."""
     boxes, labels, images = flat.boxes[these], flat.labels[these], flat.images[these]
     heap = replace(flat, boxes=boxes, labels=labels, images=images, scores=flat.scores[these])
-    near = pairs(with_objects(heap, boxes, labels, images), minimum=math.nextafter(iou, 0), same_class=False)
+    near = overlapping(with_objects(heap, boxes, labels, images), minimum=iou, same_class=False)
     better = near.object < near.detection
     keep = np.ones(len(these), np.bool_)
     for worse, than in sorted(zip(near.detection[better].tolist(), near.object[better].tolist(), strict=True)):
@@ -243,11 +239,11 @@ def _persistence(
     said = np.zeros(len(silent))
     for found in earlier:
         then = flatten(records, found, flat.classes)
-        judged = judge(then, overlapping(then, iou), iou=iou)
+        judged = judge(then, overlapping(then, minimum=iou), iou=iou)
         threshold = best_of(judged).threshold
         least = _least_score(judged, threshold)
         suspects = with_objects(then, boxes, labels, images)
-        near = pairs(suspects, minimum=math.nextafter(TOUCHES, 0), same_class=False)
+        near = overlapping(suspects, minimum=TOUCHES, same_class=False)
         own = (near.iou >= iou) & (then.labels[near.detection] == labels[near.object])
         repeated = np.zeros(len(silent), np.bool_)
         repeated[near.object[own & (then.scores[near.detection] >= least)]] = True
@@ -279,7 +275,7 @@ def _worded(flat: Flat, claims: _Claims, index: int, suspicion: float, persisten
     return Suspect(
         kind=kind,
         image=flat.ids[image],
-        object=which - int(np.searchsorted(flat.object_images, image)) if which >= 0 else None,
+        object=int(flat.object_places[which]) if which >= 0 else None,
         annotated_box=_box(flat.object_boxes[which]) if which >= 0 else None,
         annotated_label=annotated,
         found_box=_box(flat.boxes[detection]) if detection >= 0 else None,

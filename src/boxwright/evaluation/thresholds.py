@@ -39,7 +39,7 @@ def best_threshold(
 ) -> float:
     """The threshold that maximises F1 over all classes; 0.5 where nothing is right or there is nothing to find."""
     flat = flatten(records, detections, classes)
-    judged = judge(flat, overlapping(flat, iou), iou=iou)
+    judged = judge(flat, overlapping(flat, minimum=iou), iou=iou)
     return best_of(judged).threshold
 
 
