@@ -132,7 +132,7 @@ def predict(
     *,
     weights: Path,
     input: str,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     imgsz: int | None = None,
     square_img: bool | None = None,
     classes: Annotated[list[str], Parameter(consume_multiple=True)] | None = None,
@@ -155,7 +155,7 @@ def predict(
     input
         A picture, a video, a folder of them, a glob, a camera's number, or an address (with --stream).
     threshold
-        Boxes with a lower score are left out.
+        Boxes with a lower score are left out; by default the checkpoint's own, of the highest F1 in its validation.
     imgsz
         Side that pictures are resized to; by default as in training.
     square_img
@@ -456,6 +456,57 @@ def data_show(
     _say(f"{len(shown.pictures)} pictures; {', '.join(map(str, shown.sheets))}")
     _result(json, shown)
     return 3 if shown.skipped else 0
+
+
+def data_check(
+    data: str,
+    /,
+    *,
+    split: Annotated[list[Literal["train", "val", "test"]] | None, Parameter(consume_multiple=True)] = None,
+    decode: bool = False,
+    imgsz: int | None = None,
+    limit: int = 5,
+    max_bad: float = 0.01,
+    skip_bad: bool = False,
+    ignore_unknown: bool = False,
+    workers: int | None = None,
+    json: Json = False,
+) -> int:
+    """Find everything in a dataset that training would refuse, leave out or mend, and what looks wrong.
+
+    Exit code 0 where training would take it, 1 where it would refuse it. The dataset is only read.
+
+    Parameters
+    ----------
+    data
+        Data YAML, folder or file, as in training.
+    split
+        Parts of it; by default all.
+    decode
+        Decode all pixels too: finds damaged pictures, and equal ones in other files.
+    imgsz
+        Count the objects that would be under 8 pixels at this size of training.
+    limit
+        Findings of each kind that are told one by one; --json has all.
+    max_bad
+        As in train.
+    skip_bad
+        As in train: annotations that contradict themselves are left out, and no error.
+    ignore_unknown
+        As in train: objects of unknown classes are left out, and no error.
+    workers
+        Processes that decode; by default one for each core.
+    """
+    from boxwright.data.check.text import as_json, encodable, report_lines
+
+    checked = verbs.check(
+        data, splits=split or (), decode=decode, imgsz=imgsz, max_bad=max_bad, skip_bad=skip_bad,
+        ignore_unknown=ignore_unknown, workers=workers, say=_say,
+    )  # fmt: skip
+    stream = sys.stderr if json else sys.stdout
+    _print(json, "\n".join(encodable(report_lines(checked, limit=max(limit, 0)), stream.encoding)))
+    _result(json, as_json(checked))
+    return 1 if checked.errors else 0
 
 
 def _say(message: str) -> None:

@@ -22,6 +22,7 @@ from boxwright.folders import claim
 from boxwright.progress import Progress
 
 if TYPE_CHECKING:
+    from boxwright.data.check import Checked
     from boxwright.inference.run import Predicted
     from boxwright.training.loop import Trained
     from boxwright.training.plan import Plan
@@ -144,7 +145,7 @@ def predict(
     weights: str | Path,
     input: str | Path,
     *,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     imgsz: int | None = None,
     square_img: bool | None = None,
     classes: Sequence[str] = (),
@@ -158,8 +159,11 @@ def predict(
     plugin: Sequence[str | Path] = (),
     say: Say = lambda _: None,
 ) -> Predicted:
-    """Boxes on pictures, folders, globs, videos, cameras: annotated copies and predictions.json in a new folder."""
-    if not 0 <= threshold <= 1:
+    """Boxes on pictures, folders, globs, videos, cameras: annotated copies and predictions.json in a new folder.
+
+    Without a `threshold` it is the checkpoint's own: the one with the highest F1 on its validation pictures.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
         hint = f" Did you mean {threshold / 100:g}?" if 1 < threshold <= 100 else ""
         raise UserError(f"--threshold {threshold:g} is not between 0 and 1.{hint}")
     _check_sizes(imgsz, batch)
@@ -178,6 +182,10 @@ def predict(
     predictor = Predictor.load(weights, device=device, imgsz=imgsz, square=square_img)
     if predictor.fit != type(predictor.fit)(**header.fit):
         say(f"note: trained at {_describe(header.fit)}, predicting at {_describe(vars(predictor.fit))}")
+    if threshold is None:
+        threshold = header.threshold
+        why = "the highest F1 on its validation pictures" if "threshold" in header.scores else "no better one is known"
+        say(f"threshold {threshold:.2f}: {why} (--threshold says another)")
     style = Style(threshold, only, labels, show, batch)
     folder = claim(output, name)
     try:
@@ -186,6 +194,32 @@ def predict(
         with suppress(OSError):  # not empty: something was written before
             folder.rmdir()
         raise
+
+
+def check(
+    data: str | Path,
+    *,
+    splits: Sequence[Literal["train", "val", "test"]] = (),
+    decode: bool = False,
+    imgsz: int | None = None,
+    max_bad: float = 0.01,
+    skip_bad: bool = False,
+    ignore_unknown: bool = False,
+    workers: int | None = None,
+    say: Say = lambda _: None,
+) -> Checked:
+    """Everything in a dataset that training would refuse, leave out or mend, and what looks wrong; it is only read."""
+    if not 0 <= max_bad <= 1:
+        raise UserError(f"--max-bad {max_bad:g} is not between 0 and 1")
+    _check_sizes(imgsz, 1, workers or 0)
+    from boxwright.data.check import Rules, check_dataset
+
+    if workers is None:
+        workers = os.cpu_count() or 1
+    rules = Rules(max_bad, skip_bad, ignore_unknown)
+    return check_dataset(
+        data, splits=splits, decode=decode, imgsz=imgsz, workers=workers if workers > 1 else 0, rules=rules, say=say
+    )
 
 
 @dataclass(frozen=True)

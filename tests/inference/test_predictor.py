@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from boxwright.data.dataset import open_dataset
 from boxwright.data.images import decode
 from boxwright.data.synth import synthesize
 from boxwright.data.transforms import Fit
+from boxwright.evaluation.thresholds import best_threshold
 from boxwright.inference.predictor import Predictor, as_array, choose_device
+from boxwright.models import checkpoint
 from boxwright.types import Batch, Detections, Record, Size, UInt8, UserError
 
 
@@ -276,3 +280,29 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("scores", "threshold"), [({"threshold": 0.37}, 0.37), ({}, 0.5), ({"threshold": 7.0}, 0.5)])
+def test_the_threshold_is_the_checkpoints_own(
+    trained: Path, tmp_path: Path, scores: dict[str, float], threshold: float
+) -> None:
+    detector, header = checkpoint.load(trained / "best_model.safetensors")
+    checkpoint.save(tmp_path / "w.safetensors", detector, replace(header, scores=scores))
+    assert Predictor.load(tmp_path / "w.safetensors", device="cpu").threshold == threshold
+
+
+def test_training_leaves_the_threshold_of_the_highest_f1(trained: Path, drawn: Path) -> None:
+    predictor = Predictor.load(trained / "best_model.safetensors", device="cpu")
+    records = open_dataset(drawn).read("val").records
+    found = predictor.predict_records(records)
+    assert predictor.threshold == pytest.approx(best_threshold(records, found, predictor.classes), abs=1e-6)
+
+
+def test_predict_says_the_threshold_it_takes(trained: Path, drawn: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    picture = next((drawn.parent / "valid" / "images").iterdir())
+    weights = trained / "best_model.safetensors"
+    done = verbs.predict(weights, picture, device="cpu", output=tmp_path, say=said.append)
+    expected = Predictor.load(weights, device="cpu").threshold
+    assert json.loads((done.folder / "predictions.json").read_text())["threshold"] == expected
+    assert any(line.startswith(f"threshold {expected:.2f}: the highest F1") for line in said)

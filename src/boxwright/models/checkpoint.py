@@ -50,7 +50,7 @@ class Header:
 
     @property
     def threshold(self) -> float:
-        """From which score on a detection is worth showing: with the highest F1 on the validation pictures, else 0.5."""
+        """From which score on a detection is worth showing: the one of the highest F1 in validation, else 0.5."""
         known = self.scores.get("threshold", math.nan)
         return known if 0 <= known <= 1 else 0.5
 

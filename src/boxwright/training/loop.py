@@ -23,6 +23,7 @@ from boxwright.data.dataset import Dataset, open_dataset
 from boxwright.data.loader import Share, training_batches
 from boxwright.data.transforms import Fit
 from boxwright.evaluation import score
+from boxwright.evaluation.thresholds import best_threshold
 from boxwright.folders import held
 from boxwright.inference.predictor import Predictor
 from boxwright.models import checkpoint
@@ -342,7 +343,9 @@ def evaluate(
     scores: dict[str, float] = {}
     if world.first:
         everything = {index: detections for share, _, _ in shares for index, detections in share.items()}
-        scores = score(records, [everything[i] for i in range(len(records))], predictor.classes).summary()
+        detections = [everything[i] for i in range(len(records))]
+        scores = score(records, detections, predictor.classes).summary()
+        scores["threshold"] = best_threshold(records, detections, predictor.classes)
         for _, _, terms in shares[1:]:
             watched.add(terms)
         losses = watched.means()
