@@ -509,6 +509,43 @@ def data_check(
     return 1 if checked.errors else 0
 
 
+def data_shard(
+    data: str,
+    folder: Path,
+    /,
+    *,
+    size_mb: int = 256,
+    max_bad: float = 0.01,
+    ignore_unknown: bool = False,
+    skip_bad: bool = False,
+    json: Json = False,
+) -> int:
+    """Write a dataset as few large tar files, for a server or a disk that minds many small ones.
+
+    Parameters
+    ----------
+    data
+        Data YAML, folder or file, as in training.
+    folder
+        To be made; then --data FOLDER, or the address where it is served.
+    size_mb
+        About how large a file becomes.
+    max_bad
+        Largest share of the pictures that may be left out, as unreadable or unlabelled.
+    ignore_unknown
+        Leave out objects of classes that are not in the list.
+    skip_bad
+        Leave out annotations that contradict themselves, such as xmax below xmin.
+    """
+    done = verbs.shard(
+        data, folder, size_mb=size_mb, max_bad=max_bad, ignore_unknown=ignore_unknown, skip_bad=skip_bad, say=_say
+    )
+    counts = ", ".join(f"{count:,} pictures of {split}" for split, count in done.pictures.items())
+    _say(f"{counts} in {done.shards} shards, {done.bytes / 1e6:,.0f} MB; {done.folder}")
+    _result(json, done)
+    return 0
+
+
 def _say(message: str) -> None:
     sys.stderr.write(message + "\n")
 

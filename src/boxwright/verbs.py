@@ -23,6 +23,7 @@ from boxwright.progress import Progress
 
 if TYPE_CHECKING:
     from boxwright.data.check import Checked
+    from boxwright.data.shards import Sharded
     from boxwright.inference.run import Predicted
     from boxwright.training.loop import Trained
     from boxwright.training.plan import Plan
@@ -326,6 +327,28 @@ def show(
 
 
 MOST_SHOWN = 100  # pictures on a sheet
+
+
+def shard(
+    data: str | Path,
+    folder: Path,
+    *,
+    size_mb: int = 256,
+    max_bad: float = 0.01,
+    ignore_unknown: bool = False,
+    skip_bad: bool = False,
+    say: Say = lambda _: None,
+) -> Sharded:
+    """Write a dataset as few large tar files into a new folder, which then is a dataset, here or behind an address."""
+    if not 1 <= size_mb <= 65536:
+        raise UserError(f"--size-mb {size_mb} must be from 1 to 65536")
+    if not 0 <= max_bad <= 1:
+        raise UserError(f"--max-bad {max_bad:g} must be from 0 to 1")
+    from boxwright.data.dataset import open_dataset
+    from boxwright.data.shards import shard
+
+    tolerance = {"max_bad": max_bad, "ignore_unknown": ignore_unknown, "skip_bad": skip_bad}
+    return shard(open_dataset(data), folder, size=size_mb << 20, tolerance=tolerance, say=say)
 
 
 def list_models() -> dict[str, dict[str, str]]:

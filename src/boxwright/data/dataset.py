@@ -17,9 +17,10 @@ from boxwright.data.formats import FORMATS, voc
 from boxwright.data.formats.base import Item, Reader, Source, UnknownClass, is_class_name
 from boxwright.data.formats.pictures import few
 from boxwright.data.images import ImageError, read_header
-from boxwright.data.layout import Layout, SplitName, find_layout
+from boxwright.data.layout import Layout, SplitName, address_layout, find_layout
+from boxwright.data.members import is_address
 from boxwright.registry import nearest
-from boxwright.types import Fault, Record, UserError
+from boxwright.types import Fault, Member, Record, UserError
 
 MIN_SIDE = 8  # pixels; a smaller picture has nothing to learn from, whatever its annotation says
 _HANDFUL = 5  # pictures that may be skipped however small the dataset is
@@ -54,6 +55,11 @@ class Dataset:
         return tuple(dict.fromkeys((*self.layout.notes, *found)))
 
     @property
+    def unread(self) -> Counter[str]:
+        """How many things that no record holds, such as outlines, were met in what was read so far."""
+        return sum((Counter(reader.unread) for reader in self._readers.values()), Counter[str]())
+
+    @property
     def save_previews(self) -> bool:
         """Whether predictions on validation pictures are to be drawn."""
         return self.layout.save_previews
@@ -76,16 +82,17 @@ class Dataset:
             raise UserError(problem)
         return split
 
-    def scan(self, name: SplitName) -> Split:
+    def scan(self, name: SplitName, *, apart: bool = True) -> Split:
         """Read every header and every annotation of a split, decode no pixel, and refuse nothing for what they say.
 
-        Raises `UserError` where the split does not exist, holds no pictures, has two for one annotation, or shares any
-        with its counterpart.
+        Raises `UserError` where the split does not exist, holds no pictures, has two for one annotation, or, if they
+        must be `apart`, shares any with its counterpart.
         """
         if name not in self.layout.splits:
             raise UserError(f"{self.path} has no split {name!r}; it has {', '.join(self.splits)}")
         items = self._items(name)
-        self._check_apart(name, items)
+        if apart:
+            self._check_apart(name, items)
         labels = {class_name: label for label, class_name in enumerate(self.classes)}
         records: list[Record] = []
         faults = [fault for source in self.layout.splits[name] for fault in self._reader(source).faults]
@@ -96,6 +103,10 @@ class Dataset:
                 records.append(record)
         pictures = sum(item.image is not None or item.listed for item, _ in items)
         return Split(name, tuple(records), tuple(faults), pictures)
+
+    def items(self, name: SplitName) -> list[Item]:
+        """The pictures of a split, those that must be skipped among them, and annotations without one, by their ids."""
+        return [item for item, _ in self._items(name)]
 
     def problems(
         self, split: Split, *, max_bad: float = 0.01, ignore_unknown: bool = False, skip_bad: bool = False
@@ -193,8 +204,8 @@ def open_dataset(data: str | Path) -> Dataset:
 
     Only names are looked at, and the first lines of a few files. Raises `UserError` for what is missing or mistyped.
     """
+    layout = address_layout(str(data)) if is_address(str(data)) else find_layout(Path(data))
     path = Path(data)
-    layout = find_layout(path)
     train, val = layout.splits["train"], layout.splits["val"]
     for source in train:
         if source in val:
@@ -238,7 +249,7 @@ def _lie_apart(mine: Iterable[Source], theirs: Iterable[Source]) -> bool:
 
 
 def _real_paths(items: Iterable[_Read]) -> Iterable[Path]:
-    paths = [item.image for item, _ in items if item.image]
+    paths = [Path(item.image) for item, _ in items if item.image]
     folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
     return [folders[path.parent] / path.name for path in paths]
 
@@ -249,13 +260,13 @@ def _real_paths(items: Iterable[_Read]) -> Iterable[Path]:
 def _read(item: Item, reader: Reader, labels: Mapping[str, int]) -> tuple[Record | None, list[Fault]]:
     faults = list(item.faults)
 
-    def skip(path: Path, reason: str) -> tuple[None, list[Fault]]:
-        return None, [*faults, Fault(path, reason, "skipped image")]
+    def skip(path: Path | Member, reason: str) -> tuple[None, list[Fault]]:
+        return None, [*faults, Fault(Path(path), reason, "skipped image")]
 
     if item.image is None or item.skipped:
         return None, faults
     try:
-        size = read_header(item.image).size
+        size = item.size or read_header(item.image).size
     except ImageError as error:
         return skip(item.image, error.reason)
     if min(size) < MIN_SIDE:

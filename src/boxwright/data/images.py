@@ -170,6 +170,12 @@ def _open(path: Path) -> BinaryIO:
         raise _UnusableError(f"cannot be read: {error}") from None
 
 
+def read_bytes(source: Picture) -> bytes:
+    """A picture's bytes as they are; raises `ImageError` where they cannot be had."""
+    with _named(source):
+        return _read(source)
+
+
 def _read(source: Picture) -> bytes:
     if isinstance(source, bytes):
         return source

@@ -8,11 +8,13 @@ Only names are looked at, and the first lines of a few files, so that a wrong pa
     {images,labels}/{train,val}
     {images,annotations}  or pictures and annotations side by side no validation split: one is drawn
     annotations/instances_{train,val}2017.json                     one file a split, in the folder or in `annotations`
+    {train,val}.json beside tar files                              shards; also behind an address
     a COCO json, a CSV, a YOLO data.yaml                           by themselves
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +24,7 @@ from typing import Literal, get_args
 
 import yaml
 
+from boxwright.data import members
 from boxwright.data.data_yaml import (
     ARTICLE,
     ARTICLE_DIRS,
@@ -35,7 +38,9 @@ from boxwright.data.data_yaml import (
 from boxwright.data.formats import FORMATS
 from boxwright.data.formats.base import FormatName, Source
 from boxwright.data.formats.pictures import ANNOTATION_FOLDERS, IMAGE_FOLDERS, annotation_folder, few, scan
+from boxwright.data.formats.shards import LARGEST_INDEX
 from boxwright.data.formats.yolo import NAME_FILES, read_names
+from boxwright.download import cache_folder
 from boxwright.registry import nearest
 from boxwright.types import UserError
 
@@ -64,6 +69,34 @@ def find_layout(data: Path) -> Layout:
     if data.suffix.lower() in (".yaml", ".yml"):
         return _yaml_layout(DataYaml(data))
     return _file_layout(data)
+
+
+def address_layout(address: str) -> Layout:
+    """The layout of shards on a server: the address of their folder, or of the index of `train` in it.
+
+    The indices are fetched each time, and kept where others of that address were. Raises `UserError` for an address
+    that is not allowed or has no index, `ReadingError` where the server does not answer.
+    """
+    members.require_allowed(address)
+    base = address.rstrip("/").removesuffix("/train.json")
+    folder = cache_folder() / "indices" / hashlib.sha256(base.encode()).hexdigest()[:20]
+    splits: dict[SplitName, tuple[Source, ...]] = {}
+    for split in SPLITS:
+        data = members.get(f"{base}/{split}.json", LARGEST_INDEX)
+        if data is None:
+            continue
+        path = folder / f"{split}.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}")
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror}. Set BOXWRIGHT_CACHE to a folder") from None
+        splits[split] = (Source(None, path, format="shards", address=base),)
+    if "train" not in splits:
+        raise UserError(f"no dataset at {address}: there is no {base}/train.json. Wanted is what `data shard` writes")
+    return _with_validation(Layout(splits))
 
 
 # --- one file

@@ -1,8 +1,30 @@
-"""The bytes of a picture in a shard, wherever the shard is: on the disk by its offset, or behind an address."""
+"""The bytes of a picture in a shard, wherever the shard is: on the disk by its offset, or behind an address.
+
+An address is https, or http on this machine. A member is one request for its range of bytes on a connection that stays
+open; from a server that knows no ranges a shard is fetched whole into the cache folder, once.
+"""
 
 from __future__ import annotations
 
-from boxwright.types import Member
+import http.client
+import ipaddress
+import os
+import ssl
+import threading
+import time
+import zlib
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from boxwright.data.feeding import ReadingError
+from boxwright.download import File, cache_folder, fetch
+from boxwright.types import Member, Shard, UserError
+
+TIMEOUT = 30  # seconds without a byte
+PAUSES = (0.5, 1.0, 2.0)  # seconds before each further try
+REDIRECTS = 3
 
 
 class DamagedError(Exception):
@@ -10,5 +32,200 @@ class DamagedError(Exception):
 
 
 def read(member: Member) -> bytes:
-    """The member's bytes, checked."""
-    raise DamagedError("not yet")
+    """The member's bytes, which are those that the index of its shard describes.
+
+    Raises `DamagedError` where they are not, `ReadingError` where a server does not give them.
+    """
+    data = _fetched(member) if is_address(member.shard.place) else _cut_out(Path(member.shard.place), member)
+    if zlib.crc32(data) != member.crc32:
+        raise DamagedError("is not what the index says: the shard is damaged, or another one")
+    return data
+
+
+def is_address(text: str) -> bool:
+    """Whether a text names something on a server."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def require_allowed(address: str) -> None:
+    """Raise `UserError` for an address that is not safe to read from."""
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise UserError(f"{address[:200]} is no address: {error}") from None
+    if not host or any(ord(letter) <= 32 for letter in address):
+        raise UserError(f"{address[:200]!r} is no address")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UserError(f"an address of data ends in a path, without user, password, ? or #: {parts.scheme}://{host}/…")
+    if not _is_safe(parts):
+        raise UserError(f"{address}: only https is allowed, and http on this machine")
+
+
+def get(address: str, largest: int) -> bytes | None:
+    """A whole small file, at most `largest` bytes; None where the server has no such file. Raises `ReadingError`."""
+    status, data = _ask(address, {}, largest)
+    return data if status == 200 else None
+
+
+# --- on the disk
+
+
+def _cut_out(path: Path, member: Member) -> bytes:
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(member.offset)
+            data = file.read(member.length)
+            while len(data) < member.length and (more := file.read(member.length - len(data))):
+                data += more
+    except OSError as error:
+        raise DamagedError(f"cannot be read: {error.strerror or error}") from None
+    if len(data) < member.length:
+        raise DamagedError("is cut short: its shard ends before it")
+    return data
+
+
+# --- behind an address
+
+
+def _fetched(member: Member) -> bytes:
+    shard = member.shard
+    if shard.place not in _without_ranges:
+        last = member.offset + member.length - 1
+        status, data = _ask(shard.place, {"Range": f"bytes={member.offset}-{last}"}, member.length)
+        if status == 206:
+            return data
+        if status == 404:
+            raise ReadingError(f"{shard.place} is not there: the server answers 404. Is the address right?")
+        _without_ranges.add(shard.place)
+    return _cut_out(_whole(shard), member)
+
+
+_without_ranges: set[str] = set()
+
+
+@lru_cache(maxsize=4096)  # its hash is checked once a process
+def _whole(shard: Shard) -> Path:
+    name = shard.place.rpartition("/")[2]
+    try:
+        return fetch(
+            File(name, shard.place, shard.sha256, shard.size), cache=cache_folder() / "shards" / shard.sha256[:16]
+        )
+    except UserError as error:
+        raise ReadingError(f"the shard {shard.place} cannot be had: {error}") from None
+
+
+class _Here(threading.local):
+    """The open connections of a thread; another process that was forked from this one has none."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.connections: dict[tuple[str, str], http.client.HTTPConnection] = {}
+
+    def connection(self, parts: SplitResult) -> http.client.HTTPConnection:
+        if self.owner != os.getpid():
+            self.__init__()
+        where = (parts.scheme, parts.netloc)
+        if where not in self.connections:
+            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            self.connections[where] = kind(parts.netloc, timeout=TIMEOUT)
+        return self.connections[where]
+
+    def drop(self, parts: SplitResult) -> None:
+        if found := self.connections.pop((parts.scheme, parts.netloc), None):
+            found.close()
+
+
+_here = _Here()
+
+
+class _RefusedError(Exception):
+    """What another try would not mend."""
+
+
+def _ask(address: str, headers: dict[str, str], largest: int) -> tuple[int, bytes]:
+    """Status 200, 206 or 404 and the body, of 206 alone where a range is asked for; tried again where that may help."""
+    reason = ""
+    for pause in (0.0, *PAUSES):
+        time.sleep(pause)
+        try:
+            return _ask_once(address, headers, largest)
+        except _RefusedError as error:
+            reason = str(error)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, ssl.SSLCertVerificationError):
+                reason = str(error)
+                break
+            reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
+    raise ReadingError(
+        f"{address} cannot be read: {reason}. Does the server answer? Mend that and go on with --resume, or copy the "
+        "shards to this machine"
+    )
+
+
+def _ask_once(address: str, headers: dict[str, str], largest: int) -> tuple[int, bytes]:
+    for _ in range(REDIRECTS + 1):
+        parts = urlsplit(address)
+        connection = _here.connection(parts)
+        keep = False
+        try:
+            connection.request(
+                "GET",
+                parts.path + (f"?{parts.query}" if parts.query else ""),
+                headers={"User-Agent": "boxwright", "Accept-Encoding": "identity", **headers},
+            )
+            answer = connection.getresponse()
+            status = answer.status
+            if status in (301, 302, 303, 307, 308):
+                target = urljoin(address, answer.headers.get("Location", ""))
+                if not _may_follow(parts, urlsplit(target)):
+                    raise _RefusedError(f"redirected to {target[:200]}: only https is allowed")
+                address = target
+                continue
+            if status == 404 or (status == 200 and headers):
+                return status, b""
+            if status not in (200, 206):
+                kind = ConnectionError if status in (408, 425, 429) or status >= 500 else _RefusedError
+                raise kind(f"the server answers {status} {answer.reason}")
+            data = _body(answer, headers, largest)
+            keep = not answer.will_close
+            return status, data
+        finally:
+            if not keep:
+                _here.drop(parts)
+    raise _RefusedError(f"redirected more than {REDIRECTS} times")
+
+
+def _body(answer: http.client.HTTPResponse, headers: dict[str, str], largest: int) -> bytes:
+    """All of an answer; of a range, exactly what was asked for."""
+    data = answer.read(largest + 1)
+    if wanted := headers.get("Range", "").removeprefix("bytes="):
+        if not answer.headers.get("Content-Range", "").startswith(f"bytes {wanted}/") or len(data) != largest:
+            raise ConnectionError("the server sent another range than was asked for")
+        answer.read()  # nothing more: then the connection can be used again
+        return data
+    if len(data) > largest:
+        raise _RefusedError(f"it has more than {largest} bytes")
+    length = answer.headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) != len(data):
+        raise ConnectionError(f"the connection closed after {len(data)} of {length} bytes")
+    return data
+
+
+def _is_safe(parts: SplitResult) -> bool:
+    return parts.scheme == "https" or (parts.scheme == "http" and _is_this_machine(parts.hostname or ""))
+
+
+def _may_follow(parts: SplitResult, target: SplitResult) -> bool:
+    if target.scheme == "https":
+        return True
+    return _is_safe(target) and _is_this_machine(parts.hostname or "")
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False

@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from boxwright.types import Action, Bool, Fault, Float32, Int64, Names, Size, no_boxes
+from boxwright.types import Action, Bool, Fault, Float32, Int64, Member, Names, Size, no_boxes
 
-FormatName = Literal["voc", "coco", "yolo", "labelme", "csv"]
+FormatName = Literal["voc", "coco", "yolo", "labelme", "csv", "shards"]
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2, pixels, continuous edges
 
 
@@ -38,6 +38,7 @@ class Source:
     prefix: str = ""  # makes ids unique where a split has several sources
     format: FormatName = "voc"
     names: tuple[str, ...] = ()  # of the classes that YOLO's files call 0, 1, ...; "" where a number is no class
+    address: str = ""  # of the folder on a server that the annotations were fetched from and the pictures are in
 
     def __str__(self) -> str:
         return str(self.listing or self.images or self.annotations)
@@ -47,11 +48,12 @@ class Item(NamedTuple):
     """A picture and its annotation, as far as they exist."""
 
     id: str
-    image: Path | None
+    image: Path | Member | None
     annotation: Path | None
     faults: tuple[Fault, ...] = ()  # of the listing; one with "skipped image" leaves the picture out
     key: str = ""  # by which a reader of one file for all pictures finds what it says about this one
     listed: bool = False  # by its own name, so that a picture that is not there is a picture lost
+    size: Size | None = None  # of the picture, where an index vouches for it, so that its header need not be read
 
     @property
     def skipped(self) -> bool:
@@ -98,6 +100,11 @@ class Reader(ABC):
     def class_counts(self) -> Counter[str]:
         """How many objects of each class there are; empty for a source that lists its classes."""
         return Counter()
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        """How many things that no record holds, such as outlines, were met so far."""
+        return {}
 
 
 class Format(NamedTuple):

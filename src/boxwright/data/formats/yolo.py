@@ -7,6 +7,7 @@ one, has no objects. What the classes are called is not in these files: `Source.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -79,13 +80,14 @@ class YoloReader(Reader):
     def __init__(self, source: Source) -> None:
         self._source = source
         self.classes = tuple(name for name in source.names if name)
+        self._unread: Counter[str] = Counter()
 
     def items(self) -> list[Item]:
         items = self._listed() if self._source.listing else self._found()
         if not any(item.annotation for item in items):
             raise UserError(
                 f"not one of the {len(items)} pictures in {self._source} has a label file: looked in "
-                f"{annotation_folder(items[0].image.parent) if items[0].image else self._source.annotations}"
+                f"{annotation_folder(Path(items[0].image).parent) if items[0].image else self._source.annotations}"
             )
         return items
 
@@ -152,7 +154,13 @@ class YoloReader(Reader):
                 with objects.one(line_number):
                     label = objects.label(self._class(values[0]))
                     objects.add(label, _box(values[1:], size), Marks(), shown=" ".join(values[1:5]))
+                    if len(values) > 5:
+                        self._unread["outlines"] += 1
         return objects.annotation()
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        return self._unread
 
     def _class(self, text: str) -> str:
         value = number(text)
