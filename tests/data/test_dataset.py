@@ -251,10 +251,14 @@ def test_each_fault_is_listed_and_the_rest_is_read(prepared: Path) -> None:
     (labels / "tiny.xml").write_text("<annotation/>")
     (images / "folder.jpg").mkdir()
     (labels / "folder.xml").write_text("<annotation/>")
-    split = open_dataset(prepared).read("train")
+    dataset = open_dataset(prepared)
+    split = dataset.read("train", skip_bad=True)
     assert len(split.records) == 4
     found = {fault.path.name: fault for fault in split.faults}
     assert {fault.action for fault in split.faults} == {"skipped image"}
+    assert {name for name, fault in found.items() if fault.wrong} == {"broken.xml"}  # the others are losses
+    with pytest.raises(UserError, match=r"1 annotations that cannot be right: .*broken\.xml:2: is not well-formed"):
+        dataset.read("train")
     assert set(found) == {"unlabelled.jpg", "cut.jpg", "orphan.xml", "broken.xml", "tiny.png", "folder.jpg"}
     assert "cut short" in found["cut.jpg"].reason
     assert found["broken.xml"].line == 2
@@ -268,6 +272,80 @@ def test_too_many_bad_pictures_end_the_reading(prepared: Path) -> None:
     with pytest.raises(UserError, match=r"6 of the 10 pictures of 'train'.*bad0\.jpg.*HTML.*and 3 more"):
         open_dataset(prepared).read("train")
     assert len(open_dataset(prepared).read("train", max_bad=0.6).records) == 4
+
+
+WRONG = "<annotation>\n<object><name>cat</name>{}</object>\n</annotation>"
+SWAPPED = "<bndbox><xmin>9</xmin><ymin>1</ymin><xmax>4</xmax><ymax>9</ymax></bndbox>"
+NO_AREA = SWAPPED.replace("9</xmin>", "4</xmin>")
+TWO_BOXES = NO_AREA.replace("4</xmin>", "1</xmin>") * 2
+
+
+def test_a_contradiction_is_refused_and_a_loss_is_not(prepared: Path) -> None:
+    labels = prepared / "train" / "labels"
+    (labels / "train000.xml").write_text(WRONG.format(NO_AREA))
+    dataset = open_dataset(prepared)
+    assert [(fault.action, fault.wrong) for fault in dataset.read("train").faults] == [("dropped box", False)]
+    (labels / "train001.xml").write_text(WRONG.format(SWAPPED))
+    with pytest.raises(
+        UserError, match=r"^'train' has 1 annotations .*/train001\.xml:2: xmin 9 is greater than xmax 4"
+    ):
+        dataset.read("train")
+    split = dataset.read("train", skip_bad=True)
+    assert [(fault.action, fault.wrong) for fault in split.faults] == [("dropped box", False), ("dropped box", True)]
+    assert [len(record.boxes) for record in split.records] == [0, 0, 2, 2]
+
+
+def test_what_is_read_by_a_guess_is_refused_too(prepared: Path) -> None:
+    (prepared / "train" / "labels" / "train000.xml").write_text(WRONG.format(TWO_BOXES))
+    dataset = open_dataset(prepared)
+    with pytest.raises(UserError, match=r"train000\.xml:2: has 2 <bndbox>: the first is read\. Mend .*--skip-bad$"):
+        dataset.read("train")
+    split = dataset.read("train", skip_bad=True)
+    assert [(fault.action, fault.wrong) for fault in split.faults] == [("repaired", True)]
+    assert split.records[0].boxes.tolist() == [[0, 0, 4, 9]]
+
+
+@pytest.mark.parametrize(("count", "more"), [(20, None), (21, "; and 1 more. "), (23, "; and 3 more. ")])
+def test_twenty_contradictions_are_listed_and_the_rest_counted(count: int, more: str | None, prepared: Path) -> None:
+    swapped = [SWAPPED.replace("9</xmin>", f"{9 + number}</xmin>") for number in range(count)]
+    objects = "</object>\n<object><name>cat</name>".join(swapped)
+    (prepared / "train" / "labels" / "train000.xml").write_text(WRONG.format(objects))
+    with pytest.raises(UserError) as caught:
+        open_dataset(prepared).read("train")
+    message = str(caught.value)
+    assert message.startswith(f"'train' has {count} annotations that cannot be right: ")
+    assert re.findall(r"train000\.xml:(\d+): xmin", message) == [str(line) for line in range(2, 2 + min(count, 20))]
+    assert (more or "") in message
+    assert (" more. Mend" in message) == bool(more)
+    assert "\n" not in message
+
+
+def test_contradictory_pictures_that_are_left_out_count_as_lost(prepared: Path) -> None:
+    images, labels = prepared / "train" / "images", prepared / "train" / "labels"
+    for number in range(6):
+        add(images, f"wrong{number}", labels)
+        (labels / f"wrong{number}.xml").write_text("<annotation>")
+    dataset = open_dataset(prepared)
+    with pytest.raises(UserError, match="6 annotations that cannot be right"):
+        dataset.read("train", max_bad=1)  # more may be lost, but not by a contradiction
+    with pytest.raises(UserError, match=r"6 of the 10 pictures of 'train' cannot be used: .*wrong0\.xml:1"):
+        dataset.read("train", skip_bad=True)
+    assert len(dataset.read("train", skip_bad=True, max_bad=0.6).records) == 4
+    problems = list(dataset.problems(dataset.scan("train")))
+    assert [problem.split(" ")[1] for problem in problems] == ["has", "of"]  # both reasons, where all are asked for
+
+
+def test_a_handful_may_be_lost_and_one_more_may_not(prepared: Path) -> None:
+    images, labels = prepared / "train" / "images", prepared / "train" / "labels"
+    for number in range(5):
+        add(images, f"bad{number}", labels)
+        (images / f"bad{number}.jpg").write_bytes(b"")
+    dataset = open_dataset(prepared)
+    assert len(dataset.read("train", max_bad=0).records) == 4
+    add(images, "bad5", labels)
+    (images / "bad5.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="6 of the 10 pictures"):
+        open_dataset(prepared).read("train", max_bad=0.59)
 
 
 def test_classes_that_are_not_in_the_list(prepared: Path, tmp_path: Path) -> None:

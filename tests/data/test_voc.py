@@ -149,7 +149,8 @@ UTF16 = '<?xml version="1.0" encoding="UTF-16"?>' + document(GOOD)
         document(GOOD, size="<size><width>0</width><height>0</height></size>"),
         document(GOOD, size="<size><width>200</width><height>100</height><depth>3</depth></size>"),
         document(GOOD, size="<filename>../../etc/passwd</filename><path>/etc/passwd</path>"),
-        document(f"<object><name>\u00a0cat\n</name>{BOX}{bndbox(1, 1, 5, 5)}</object>"),
+        document(f"<object><name>\u00a0cat\n</name>{BOX}</object>"),
+        document(f"<object>{BOX}<pose>Left</pose><name>cat</name></object>"),
     ],
 )
 def test_odd_but_readable_files_are_read(xml: str | bytes, tmp_path: Path) -> None:
@@ -226,7 +227,34 @@ def test_an_object_that_is_there_twice_counts_once(tmp_path: Path) -> None:
 def test_an_unreadable_flag_is_taken_as_unset(tmp_path: Path) -> None:
     found = read(tmp_path, document(thing(f"<difficult>Unspecified</difficult>{BOX}")))
     assert found.difficult.tolist() == [False]
-    assert [fault.action for fault in found.faults] == ["repaired"]
+    assert [(fault.action, fault.wrong) for fault in found.faults] == [("repaired", True)]  # it decides what counts
+    found = read(tmp_path, document(thing(f"<truncated>Unspecified</truncated>{BOX}")))
+    assert [(fault.action, fault.wrong) for fault in found.faults] == [("repaired", False)]
+
+
+def test_of_two_boxes_the_first_is_read_but_that_is_a_guess(tmp_path: Path) -> None:
+    found = read(tmp_path, document(thing(f"{BOX}{bndbox(1, 1, 5, 5)}")))
+    assert found.boxes.tolist() == [[10, 20, 30, 40]]
+    (fault,) = found.faults
+    assert (fault.reason, fault.action, fault.line) == ("has 2 <bndbox>: the first is read", "repaired", 2)
+    assert fault.wrong
+
+
+@pytest.mark.parametrize(
+    ("inner", "wrong"),
+    [
+        ("", True),
+        (bndbox(50, 1, 10, 10), True),
+        (bndbox("nan", 1, 10, 10), True),
+        (bndbox(5, 7, 10, 7), False),
+        (bndbox(201, 1, 220, 10), False),
+        (BOX, False),
+        (bndbox(150, -20, 201, 300), False),
+    ],
+)
+def test_a_contradiction_is_told_from_a_loss(inner: str, wrong: bool, tmp_path: Path) -> None:
+    found = read(tmp_path, document(GOOD, thing(inner)))
+    assert [fault.wrong for fault in found.faults] == [wrong]
 
 
 @pytest.mark.parametrize(
