@@ -416,6 +416,19 @@ def again(document: dict[str, Any]) -> None:
     document["annotations"].append(document["annotations"][0])
 
 
+def another_cat(document: dict[str, Any]) -> None:
+    document["categories"].append({"id": 4, "name": " cat"})
+
+
+def two_cats(document: dict[str, Any]) -> None:
+    another_cat(document)
+    next(entry for entry in document["annotations"] if entry["category_id"] == 3)["category_id"] = 4
+
+
+def without_bbox(segmentation: Any) -> Edit:
+    return first(bbox=None, segmentation=segmentation)
+
+
 BAD_COCO: list[tuple[Edit, str, str]] = [
     (boxed(8, 8, 0, 5), "annotation 1000: has no area", DROP),
     (boxed(8, 8, -4, 5), "annotation 1000: has no area", DROP),
@@ -424,7 +437,10 @@ BAD_COCO: list[tuple[Edit, str, str]] = [
     (boxed(8, 8, float("inf"), 5), "not four numbers", DROP),
     (boxed(8, 8, "x", True), "not four numbers", DROP),
     (boxed(8, 8, 10**400, 5), "not four numbers", DROP),
-    (first(bbox=None, segmentation=None), "no bbox, and no polygon", DROP),
+    (without_bbox(None), "no bbox, and no polygon", DROP),
+    (without_bbox({"counts": [5, 3, 90], "size": [64, 128]}), "segmentation is no polygon .*: write a bbox", DROP),
+    (without_bbox([[8, 8, "x", 9]]), "segmentation is no polygon", DROP),
+    (another_cat, r"categories 3 \(4 annotations\), 4 \(0 annotations\) are all called 'cat': read as one", "noted"),
     (boxed(-9, 8, 30, 5), "box -9 8 21 13 leaves the 128x64", MEND),
     (first(iscrowd="maybe"), "iscrowd is 'maybe': taken as 0", MEND),
     (again, "annotation id 1000 is there 2 times", MEND),
@@ -463,6 +479,7 @@ def test_coco_mistakes_are_named(edit: Edit, reason: str, action: str, tmp_path:
         (image(90, "b.jpg"), "image id 90 is given to 'a.jpg' and to 'b.jpg'"),
         (lambda d: d["categories"].append({"id": 3, "name": "cow"}), "category id 3 is given to 'cat' and to 'cow'"),
         (lambda d: d["categories"].append({"id": 4, "name": "a\nb"}), r"categories\[3\] has no id, or no name"),
+        (two_cats, r"categories 3 \(3 annotations\), 4 \(1 annotations\) are all called 'cat'"),
         (lambda d: d["annotations"][0].update(category_id=4), r"'category_id 4' \(1 objects\)"),
         (lambda d: [i.update(file_name="no/" + i["file_name"] + "x") for i in d["images"]], "none of its 5 pictures"),
     ],
@@ -629,6 +646,9 @@ BOX_SHAPE = {"label": "cat", "shape_type": "rectangle", "points": [[8, 16], [40,
         ({"points": [[8, 16], [400, 48]]}, "leaves the 128x64 picture", "repaired"),
         ({"shape_type": "point", "points": [[8, 16]]}, "a point has no box", "dropped box"),
         ({"label": None}, "has no label", "dropped box"),
+        ({"shape_type": "rectangel"}, "shape_type is 'rectangel', which is none of rectangle, polygon", "dropped box"),
+        ({"shape_type": ["rectangle"]}, "which is none of rectangle, polygon", "dropped box"),
+        ({"shape_type": "circle", "points": [[8, 16], [9, 9], [1, 1]]}, "a circle has two points", "dropped box"),
         ({"flags": {"difficult": "maybe"}}, "difficult is 'maybe'", "repaired"),
     ],
 )  # fmt: skip
@@ -666,6 +686,7 @@ def test_labelme_finds_a_picture_by_its_path_but_never_outside(tmp_path: Path) -
 
 
 CSV_HEAD = "filename,class,xmin,ymin,xmax,ymax"
+OPEN_QUOTE = r'labels\.csv:3: is no CSV: .*A " is opened in this row and not closed .*: lines 3 to 4 would be one'
 
 
 @pytest.mark.parametrize(
@@ -732,6 +753,9 @@ def test_csv_mistakes_are_named(row: str, reason: str, action: str, tmp_path: Pa
         (f"{CSV_HEAD}\na.jpg,c\xe9,1,2,3,4\n".encode("latin-1"), ":2: is no UTF-8 text"),
         (f'{CSV_HEAD}\na.jpg,"{"x" * 200_000}",1,2,30,40\n'.encode(), "is no CSV: field larger"),
         (f"{CSV_HEAD}\nnine.jpg,cat,1,2,30,40\n".encode(), "none of its 1 pictures is there"),
+        (f'{CSV_HEAD}\na.jpg,cat,1,2,9,9\na.jpg,"cat,1,2,30,40\nb.jpg,cat,1,2,3,4\n'.encode(), OPEN_QUOTE),
+        (f'{CSV_HEAD}\na.jpg,cat,1,2,9,9\na.jpg,"cat,1,2,30,40\nb.jpg,"cat",1,2,3,4\n'.encode(), OPEN_QUOTE),
+        (f'{CSV_HEAD}\na.jpg,cat,1,2,9,9\na.jpg,cat,1,2,30,"40\n'.encode(), ":3: .*is opened in this row"),
     ],
 )
 def test_a_csv_that_cannot_be_read_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
@@ -740,6 +764,62 @@ def test_a_csv_that_cannot_be_read_is_refused(data: bytes, message: str, tmp_pat
     with pytest.raises(UserError, match=message) as caught:
         open_dataset(tmp_path / "labels.csv").read("train")
     assert str(caught.value).startswith(str(tmp_path / "labels.csv"))
+
+
+def test_quotes_that_swallow_rows_and_close_are_told(tmp_path: Path) -> None:
+    """The file is well formed as it stands: two rows between a quote too much and the next one are one row."""
+    draw(tmp_path, ["a.jpg", "b.jpg"])
+    path = tmp_path / "labels.csv"
+    rows = ["a.jpg,cat,1,2,9,9", 'b.jpg,"cat,1,2,9,9', 'a.jpg,cat",1,2,30,40', "b.jpg,cat,1,2,9,9"]
+    path.write_text("\n".join([CSV_HEAD, *rows]), "utf-8")
+    with pytest.raises(UserError, match=r'labels\.csv:3: a " holds several lines together as one row'):
+        open_dataset(path).read("train")
+    split = read_all(path)
+    assert [(fault.line, fault.wrong) for fault in split.faults] == [(3, True)]
+    assert sum(len(record.boxes) for record in split.records) == 2
+
+
+def test_quotes_around_what_needs_them_are_read(tmp_path: Path) -> None:
+    draw(tmp_path, ["a.jpg"])
+    path = tmp_path / "labels.csv"
+    path.write_text(f'{CSV_HEAD},note\n"a.jpg","a ""big"", grey cat",1,2,30,40,"seen\nfrom below"\n', "utf-8")
+    reader = FORMATS["csv"].open(Source(None, path, format="csv"))
+    assert reader.class_counts() == {'a "big", grey cat': 1}
+    assert reader.faults == ()
+
+
+def test_a_csv_is_recognised_by_its_beginning_alone(tmp_path: Path) -> None:
+    """What is looked at first may end inside of quotes."""
+    path = tmp_path / "labels.csv"
+    row = 'a.jpg,"cat, grey",1,2,30,40\n'
+    for shift in range(len(row)):
+        path.write_text(f"{CSV_HEAD}\n{'x' * shift},,,,,\n" + row * 3000, "utf-8")
+        assert FORMATS["csv"].sign([path])
+
+
+def test_what_no_record_holds_is_counted(tmp_path: Path) -> None:
+    def unread(data: Path) -> dict[str, int]:
+        dataset = open_dataset(data)
+        dataset.read("train", max_bad=1.0)
+        return dict(dataset.unread)
+
+    document = coco_of("train.jpg")
+    document["annotations"][0] |= {"segmentation": [[8, 8, 24, 8, 24, 24]], "keypoints": [1, 1, 2]}
+    dump(official_coco(tmp_path / "coco") / "annotations/instances_train2017.json", document)
+    assert unread(tmp_path / "coco") == {"outlines": 1, "sets of key points": 1}
+    labels = labelme_by_split(tmp_path / "labelme") / "train/annotations/train.json"
+    circle = {"label": "cat", "points": [[30, 30], [33, 34]], "shape_type": "circle"}
+    dump(labels, {"shapes": [BOX_SHAPE, circle, circle | {"points": [[8, 8], [20, 20]]}]})
+    assert unread(tmp_path / "labelme") == {"circles": 2}
+    labels = yolo_by_split(tmp_path / "yolo") / "labels/train/train.txt"
+    labels.write_text(f"{YOLO_LINE}0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    assert unread(tmp_path / "yolo") == {"outlines": 1}
+    part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></part>"
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>40</ymax></bndbox>"
+    xml = f"<annotation><object><name>cat</name>{box}{part}{part}</object></annotation>"
+    for split in ("train", "valid"):
+        one(tmp_path / "voc", f"{split}/images", f"{split}/labels", ".xml", xml, split)
+    assert unread(tmp_path / "voc") == {"parts of objects": 2}
 
 
 def test_a_folder_that_lacks_what_is_asked_for(tmp_path: Path) -> None:

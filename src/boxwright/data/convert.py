@@ -99,6 +99,9 @@ def convert_dataset(
     _require_names(dataset)
     _tell(faults, say)
     records, lost = _without_marks(records, writer, title, difficult)
+    if dataset.unread:
+        unread = ", ".join(f"{count:,} {what}" for what, count in dataset.unread.items())
+        lost = (f"only boxes are read, and so not written: {unread}", *lost)
     for line in lost:
         say(line)
     named: Everything = {name: _named(those, writer, title) for name, those in records.items()}

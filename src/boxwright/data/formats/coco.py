@@ -53,6 +53,7 @@ class _Object(NamedTuple):
     bbox: Any
     outline: Any  # of `segmentation`, as x y width height, where there is no bbox
     marks: dict[str, Any] | None  # those that are set
+    unread: tuple[str, ...]  # what else it has
 
 
 class _Image(NamedTuple):
@@ -73,9 +74,10 @@ class CocoReader(Reader):
         self._images = self._read_images(images)
         self._names = self._read_categories(categories)
         self._objects: dict[str, list[_Object]] = {}
-        self._read_annotations(annotations)
-        used = {thing.category for things in self._objects.values() for thing in things}
-        self.classes = tuple(_real_classes(categories, self._names, used))
+        self._unread = self._read_annotations(annotations)
+        used = Counter(thing.category for things in self._objects.values() for thing in things)
+        self._check_categories(used)
+        self.classes = tuple(_real_classes(categories, self._names, set(used)))
         folders = [source.images] if source.images else likely_folders(self._path)
         self._pictures = NamedPictures(self._path, [image.file_name for image in self._images.values()], folders)
         if source.images is None:
@@ -98,6 +100,10 @@ class CocoReader(Reader):
                     raise DroppedError(f"{unknown} is not in categories", unknown=unknown)
                 objects.add(objects.label(self._names[thing.category]), _box(thing), objects.marks(thing.marks or {}))
         return objects.annotation()
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        return self._unread
 
     # --- what the lists say
 
@@ -162,7 +168,26 @@ class CocoReader(Reader):
                 )
         return names
 
-    def _read_annotations(self, entries: list[Any]) -> None:
+    def _check_categories(self, used: Mapping[str | None, int]) -> None:
+        """Two ids of one name are two classes or one, and nobody knows which, where annotations are of both."""
+        ids: dict[str, list[str]] = {}
+        for key, name in self._names.items():
+            ids.setdefault(name, []).append(str(key))
+        unused: list[str] = []
+        for name, keys in ids.items():
+            if len(keys) > 1:
+                counts = ", ".join(f"{key} ({used.get(key, 0)} annotations)" for key in keys)
+                if sum(key in used for key in keys) > 1:
+                    raise UserError(
+                        f"{self._path}: categories {counts} are all called {name!r}. If they are one class, give its "
+                        "annotations one category_id; if not, give each a name of its own"
+                    )
+                unused.append(f"categories {counts} are all called {name!r}: read as one class")
+        self._fault(unused, "noted")
+
+    def _read_annotations(self, entries: list[Any]) -> Mapping[str, int]:
+        """Gather the objects by their pictures; how many outlines and key points they have."""
+        unread: Counter[str] = Counter()
         bad: list[str] = []
         lost: list[str] = []
         times: Counter[str] = Counter()
@@ -176,12 +201,14 @@ class CocoReader(Reader):
             if (key := _id(thing.id)) is not None:
                 times[key] += 1
             self._objects.setdefault(thing.image, []).append(thing)
+            unread.update(thing.unread)
         self._fault(bad, "dropped box", wrong=True)
         self._fault(lost, "dropped box")
         again = (
             f"annotation id {key} is there {count} times; all are read" for key, count in times.items() if count > 1
         )
         self._fault(again, "repaired")
+        return unread
 
     def _make_items(self) -> list[Item]:
         """Each picture once: the annotations of two images with one file are put together."""
@@ -211,15 +238,17 @@ def _compact(entry: dict[str, Any]) -> Any:
     """An annotation without what is not read: outlines are most of a file, and of the memory it would take."""
     if "image_id" not in entry or "category_id" not in entry:
         return entry
-    bbox = entry.get("bbox")
+    bbox, outline = entry.get("bbox"), entry.get("segmentation")
+    unread = ("outlines",) if outline else ()
     said = {**attributes, **entry} if isinstance(attributes := entry.get("attributes"), dict) else entry
     return _Object(
         id=entry.get("id"),
         image=_id(entry["image_id"]),
         category=_id(entry["category_id"]),
         bbox=bbox or None,
-        outline=None if bbox else _outline(entry.get("segmentation")),
+        outline=None if bbox else _outline(outline),
         marks={mark: said[mark] for mark in _MARKS if said.get(mark)} or None,
+        unread=(*unread, "sets of key points") if entry.get("keypoints") else unread,
     )
 
 
@@ -250,6 +279,8 @@ def _outline(segmentation: Any) -> list[float] | None:
 def _box(thing: _Object) -> Box:
     said = thing.outline if thing.bbox is None else thing.bbox
     if said is None:
+        if "outlines" in thing.unread:
+            raise DroppedError("has no bbox, and its segmentation is no polygon to take one from: write a bbox")
         raise DroppedError("has no bbox, and no polygon to take one from")
     values = [number(value) for value in said] if isinstance(said, list) else []
     if len(values) != 4 or any(map(math.isnan, values)):

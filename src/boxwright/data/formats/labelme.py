@@ -37,6 +37,7 @@ from boxwright.types import Size
 
 MAX_BYTES = 500_000_000  # a picture may be inside
 _NO_AREA = ("point", "points", "line", "linestrip", "lines")
+_AREA = ("rectangle", "polygon", "circle", "mask", "oriented_rectangle", "rotation")  # of LabelMe and its kin
 
 
 def sign(paths: Sequence[Path]) -> str | None:
@@ -51,6 +52,7 @@ class LabelMeReader(Reader):
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._unread: Counter[str] = Counter()
 
     def items(self) -> list[Item]:
         return _by_image_path(paired_items(self._source, ".json"))
@@ -74,7 +76,13 @@ class LabelMeReader(Reader):
                 flags = shape.get("flags")
                 marks = objects.marks({**shape, **flags} if isinstance(flags, dict) else shape)
                 objects.add(label, _box(shape), marks)
+                if (kind := shape.get("shape_type") or "polygon") != "rectangle":
+                    self._unread[f"{kind}s"] += 1
         return objects.annotation()
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        return self._unread
 
     def class_counts(self) -> Counter[str]:
         counts: Counter[str] = Counter()
@@ -130,6 +138,8 @@ def _box(shape: dict[str, Any]) -> Box:
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")
     if kind in _NO_AREA:
         raise DroppedError(f"a {kind} has no box", wrong=False)
+    if kind not in _AREA:
+        raise DroppedError(f"shape_type is {shown_value(kind)}, which is none of {', '.join((*_AREA, *_NO_AREA))}")
     pairs = points if isinstance(points, list) else []
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) or len(pairs) < 2:
         raise DroppedError(f"points are {shown_value(points)}: not two or more pairs of numbers")
@@ -137,6 +147,8 @@ def _box(shape: dict[str, Any]) -> Box:
     if any(map(math.isnan, (*xs, *ys))):
         raise DroppedError("a point is not two numbers")
     if kind == "circle":
+        if len(pairs) != 2:
+            raise DroppedError(f"a circle has two points, its centre and one of its edge, not {len(pairs)}")
         radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
         return xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius
     return min(xs), min(ys), max(xs), max(ys)

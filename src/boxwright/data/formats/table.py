@@ -102,6 +102,11 @@ class _Columns(NamedTuple):
     size: tuple[int, int] | None  # height, width of the picture
     marks: Mapping[str, int]
 
+    @property
+    def told(self) -> tuple[int, ...]:
+        """Where all that is read stands."""
+        return (self.image, self.name, *self.box, *(self.size or ()), *self.marks.values())
+
 
 class _Row(NamedTuple):
     line: int
@@ -117,7 +122,7 @@ def sign(paths: Sequence[Path]) -> str | None:
         try:
             with path.open("rb") as file:
                 head = file.read(_HEAD).decode("utf-8-sig", errors="replace")
-            columns, _ = _columns(list(_rows(head)))
+            columns, _ = _columns(_rows(head, strict=False))  # it may end inside of quotes
         except (OSError, _UnclearError):
             continue
         return f"{path.name} with columns {' '.join(columns.words)}"
@@ -130,12 +135,12 @@ class CsvReader(Reader):
     def __init__(self, source: Source) -> None:
         self._path = source.annotations
         try:
-            rows = list(_rows(read_text(self._path, MAX_BYTES)))
+            rows = _rows(read_text(self._path, MAX_BYTES), strict=True)
             self._columns, rows = _columns(rows)
         except RefusedError as error:
             raise UserError(f"{self._path}{f':{error.line}' if error.line else ''}: {error.reason}") from None
         except _UnclearError as error:
-            raise UserError(f"{self._path}: {error}") from None
+            raise UserError(f"{self._path}{f':{error.line}' if error.line else ''}: {error}") from None
         faults: list[Fault] = []
         by_name: dict[str, list[_Row]] = {}
         for line, cells in rows:
@@ -143,6 +148,10 @@ class CsvReader(Reader):
                 faults.append(
                     Fault(self._path, f"row has {len(cells)} columns, too few", "dropped box", line, wrong=True)
                 )
+                continue
+            if any("\n" in cells[index] for index in self._columns.told if index < len(cells)):
+                reason = 'a " holds several lines together as one row: one is missing, or one too much'
+                faults.append(Fault(self._path, reason, "dropped box", line, wrong=True))
                 continue
             if not cells[self._columns.image].strip():
                 faults.append(Fault(self._path, "row names no picture", "dropped box", line, wrong=True))
@@ -252,18 +261,22 @@ _SAYS = {
 
 
 class _UnclearError(Exception):
-    """Why the columns are not understood."""
+    """Why the rows or their columns are not understood."""
+
+    def __init__(self, reason: str, line: int | None = None) -> None:
+        super().__init__(reason)
+        self.line = line
 
 
 _Rows = list[tuple[int, list[str]]]
 
 
-def _rows(text: str) -> _Rows:
-    """The rows that are not empty, with their first lines' numbers."""
+def _rows(text: str, *, strict: bool) -> _Rows:
+    """The rows that are not empty, with their first lines' numbers; `strict`: every quote must have its end."""
     first = text.split("\n", 1)[0]
     separator = max(",;\t", key=first.count)  # commas, if there is none of the others
     rows: _Rows = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
     line = 1
     try:
         for cells in reader:
@@ -271,7 +284,13 @@ def _rows(text: str) -> _Rows:
                 rows.append((line, cells))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise _UnclearError(f"line {line} is no CSV: {error}") from None
+        reason = f"is no CSV: {error}"
+        if reader.line_num > line or "expected after" in str(error) or "unexpected end" in str(error):
+            reason += (
+                f'. A " is opened in this row and not closed where it should be: lines {line} to {reader.line_num} '
+            )
+            reason += "would be one"
+        raise _UnclearError(reason, line) from None
     return rows
 
 

@@ -83,13 +83,18 @@ class VocReader(Reader):
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._unread: Counter[str] = Counter()
 
     def items(self) -> list[Item]:
         return paired_items(self._source, ".xml")
 
     def read(self, item: Item, labels: Mapping[str, int], size: Size) -> Annotation:
         assert item.annotation is not None
-        return read_annotation(item.annotation, labels, size)
+        return read_annotation(item.annotation, labels, size, unread=self._unread)
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        return self._unread
 
     def class_counts(self) -> Counter[str]:
         counts: Counter[str] = Counter()
@@ -99,11 +104,14 @@ class VocReader(Reader):
         return counts
 
 
-def read_annotation(path: Path, classes: Mapping[str, int], size: Size) -> Annotation:
+def read_annotation(
+    path: Path, classes: Mapping[str, int], size: Size, *, unread: Counter[str] | None = None
+) -> Annotation:
     """The objects in `path` for a picture of `size`; `classes` has each `class_name` and its label.
 
     Never raises for what is in the file. Boxes are clamped to the picture; a box that then has a side of one
-    pixel or less is dropped (`xmax` equal to `xmin` is how annotation tools write a slip of the mouse).
+    pixel or less is dropped (`xmax` equal to `xmin` is how annotation tools write a slip of the mouse). What is there
+    beside objects, such as their parts, is counted in `unread`.
     """
     try:
         document = _parse(path)
@@ -112,6 +120,8 @@ def read_annotation(path: Path, classes: Mapping[str, int], size: Size) -> Annot
     if reason := disagreement(document.size, size, "<size> says"):
         return contradicts(path, reason, document.size_line)
 
+    if unread is not None and document.parts:
+        unread["parts of objects"] += document.parts
     objects = Objects(path, size, classes)
     for item in document.objects:
         with objects.one(item.line):
@@ -121,6 +131,14 @@ def read_annotation(path: Path, classes: Mapping[str, int], size: Size) -> Annot
             box, shown, hint = _box(item)
             objects.add(label, box, _marks(item, objects), shown=shown, hint=hint)
     return objects.annotation()
+
+
+def readable_xml(path: Path) -> tuple[bytes, str | None]:
+    """The bytes of an annotation as expat can read them, and their encoding, None where it can tell by itself.
+
+    Raises `RefusedError`.
+    """
+    return _readable(read_bytes(path, MAX_BYTES))
 
 
 def class_counts(path: Path) -> Counter[str]:
@@ -239,6 +257,7 @@ class _Document:
     def __init__(self, parser: expat.XMLParserType) -> None:
         self.objects: list[_Object] = []
         self.sizes: dict[str, _Field] = {}
+        self.parts = 0  # of objects: head, hand, foot
         self._parser = parser
         self._path: list[str] = []
         self._text: list[str] = []
@@ -272,6 +291,8 @@ class _Document:
             self.objects.append(_Object(self._line))
         elif place == "annotation/object/bndbox":
             self.objects[-1].boxes.append({})
+        elif place == "annotation/object/part":
+            self.parts += 1
         elif place.lower() in ("annotation", "annotation/object", "annotation/object/bndbox"):
             if place != "annotation":
                 raise RefusedError(f"<{tag}> must be written <{tag.lower()}>", self._line)
@@ -302,8 +323,7 @@ _FIELDS = frozenset(("name", "pose", *_FLAGS, "width", "height", *_CORNERS))
 
 
 def _parse(path: Path) -> _Document:
-    data = read_bytes(path, MAX_BYTES)
-    text, encoding = _readable(data)
+    text, encoding = readable_xml(path)
     parser = expat.ParserCreate(encoding)
     document = _Document(parser)
     try:
