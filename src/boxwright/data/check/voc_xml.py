@@ -1,0 +1,106 @@
+"""A VOC XML file → all its elements with their lines, for what `formats.voc` rightly does not look at."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+from xml.parsers import expat
+
+from boxwright.data.formats.base import RefusedError, number
+from boxwright.data.formats.voc import readable_xml
+from boxwright.types import Float32, Size
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class Document(NamedTuple):
+    """An annotation whole, so that it can be written again with all that is in it."""
+
+    root: Element
+    lines: dict[Element, int]  # where each element begins
+
+    def objects(self) -> list[Element]:
+        return [child for child in self.root if local(child) == "object"]
+
+    def text(self, name: str) -> str:
+        """What stands in a child of the root."""
+        return text(child(self.root, name))
+
+
+def read_document(path: Path) -> Document | None:
+    """The elements of an annotation that `formats.voc` reads; None of one that it refuses."""
+    try:
+        data, encoding = readable_xml(path)
+    except RefusedError:
+        return None
+    parser = expat.ParserCreate(encoding)
+    tree = ElementTree.TreeBuilder(insert_comments=True)
+    lines: dict[Element, int] = {}
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        lines[tree.start(tag, attributes)] = parser.CurrentLineNumber
+
+    def refuse(*_: object) -> None:
+        raise RefusedError("has a DOCTYPE")
+
+    parser.buffer_text = True
+    parser.StartElementHandler = start
+    parser.EndElementHandler = tree.end
+    parser.CharacterDataHandler = tree.data
+    parser.CommentHandler = tree.comment
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(data, True)
+        return Document(tree.close(), lines)
+    except (expat.ExpatError, RefusedError, LookupError, ValueError):
+        return None
+
+
+def local(element: Element) -> str:
+    """An element's name without its namespace; "" of a comment."""
+    return element.tag.rpartition(":")[2] if isinstance(element.tag, str) else ""
+
+
+def child(element: Element | None, name: str) -> Element | None:
+    """The first child of that name."""
+    if element is None:
+        return None
+    return next((inside for inside in element if local(inside) == name), None)
+
+
+def text(element: Element | None) -> str:
+    return (element.text or "").strip() if element is not None else ""
+
+
+def corners(item: Element) -> tuple[float, float, float, float]:
+    """xmin ymin xmax ymax of an object as the file has them, NaN where one is no number."""
+    box = child(item, "bndbox")
+    xmin, ymin, xmax, ymax = (number(text(child(box, name))) for name in CORNERS)
+    return xmin, ymin, xmax, ymax
+
+
+def is_box(values: tuple[float, float, float, float]) -> bool:
+    return not any(math.isnan(value) for value in values)
+
+
+def line_of(path: Path, box: Float32) -> int | None:
+    """The line of the object that has this box, continuous edges."""
+    document = read_document(path)
+    if document is None:
+        return None
+    x1, y1, x2, y2 = (float(edge) for edge in box)
+    for item in document.objects():
+        xmin, ymin, xmax, ymax = corners(item)
+        if max(abs(xmin - 1 - x1), abs(ymin - 1 - y1), abs(xmax - x2), abs(ymax - y2)) < 1.5:
+            return document.lines[item]
+    return None
+
+
+def stated(document: Document) -> tuple[Element | None, Size | None]:
+    """<size>, and the (height, width) in it."""
+    element = child(document.root, "size")
+    height, width = number(text(child(element, "height"))), number(text(child(element, "width")))
+    return element, (round(height), round(width)) if height > 0 and width > 0 else None
