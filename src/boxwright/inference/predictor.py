@@ -14,9 +14,9 @@ from PIL import ImageOps
 from boxwright.data.cache import Cache
 from boxwright.data.images import decode
 from boxwright.data.loader import TIMEOUT, collate, ordered_batches
-from boxwright.data.transforms import Fit, make_sample
+from boxwright.data.transforms import Fit, finish
 from boxwright.models import checkpoint
-from boxwright.types import Batch, Detections, Record, UInt8, UserError, no_boxes
+from boxwright.types import Batch, Detections, Member, Record, Sample, Size, UInt8, UserError, no_boxes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,20 +53,31 @@ class Predictor:
         predictor.threshold = header.threshold
         return predictor
 
-    def predict(self, image: UInt8 | str | Path | Image, *, threshold: float = 0.0) -> Detections:
+    def predict(self, image: UInt8 | str | Path | Member | Image, *, threshold: float = 0.0) -> Detections:
         """Boxes in one picture: a path, an (H, W, 3) uint8 RGB array, or a PIL image."""
         return self.predict_many([image], threshold=threshold)[0]
 
-    def predict_many(self, images: Sequence[UInt8 | str | Path | Image], *, threshold: float = 0.0) -> list[Detections]:
+    def predict_many(
+        self, images: Sequence[UInt8 | str | Path | Member | Image], *, threshold: float = 0.0
+    ) -> list[Detections]:
         """As `predict` for several pictures; those of one canvas go through the network together."""
-        arrays = [as_array(image) for image in images]
-        samples = [make_sample(a, _blank_record(a), self.fit) for a in arrays]
+        samples, sizes = zip(*map(self._sample, images), strict=True) if images else ((), ())
         found: dict[int, Detections] = {}
         for canvas in {s.image.shape for s in samples}:
             here = [i for i, s in enumerate(samples) if s.image.shape == canvas]
             for i, detections in zip(here, self._run(collate([samples[i] for i in here])), strict=True):
-                found[i] = self._to_picture(detections, arrays[i].shape).above(threshold)
+                found[i] = self._to_picture(detections, sizes[i]).above(threshold)
         return [found[i] for i in range(len(samples))]
+
+    def _sample(self, image: UInt8 | str | Path | Member | Image) -> tuple[Sample, Size]:
+        """A picture on its canvas, and its own size; one from a file is read as training and evaluation read it."""
+        if isinstance(image, str | Path | Member):
+            pixels, size = self.fit.read(Path(image) if isinstance(image, str) else image)
+        else:
+            array = as_array(image)
+            pixels, size = self.fit.resize(array), (array.shape[0], array.shape[1])
+        record = _blank_record(size)
+        return finish(self.fit.place(size).label(pixels, record), record), size
 
     def predict_records(self, records: Sequence[Record], *, batch: int = 1, workers: int = 0) -> list[Detections]:
         """Boxes for every record, in the records' order."""
@@ -140,7 +151,6 @@ def _upright(image: Image) -> Image:
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def _blank_record(image: UInt8) -> Record:
+def _blank_record(size: Size) -> Record:
     none = np.zeros(0)
-    size = (image.shape[0], image.shape[1])
     return Record("", Path(), size, no_boxes(), none.astype(np.int64), none.astype(bool), none.astype(bool))

@@ -97,7 +97,7 @@ class _Pen:
 
     def picture(self, path: Path, target: Path) -> dict[str, Any]:
         image = decode(path)
-        (found,) = self._predict([image])
+        (found,) = self._predict([path if self.predictor.fit.decode_scaled else image])
         suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
         write_image(target.with_name(target.name + suffix), self._annotate(image, found))
         self.result.pictures += 1
@@ -120,7 +120,7 @@ class _Pen:
             self.result.skipped.append(f"{name}: {video.lost} frames are damaged or missing")
         return {"video": name, "size": video.size, "rate": float(video.rate), "frames": frames}
 
-    def _predict(self, images: list[UInt8]) -> list[Detections]:
+    def _predict(self, images: Sequence[UInt8 | Path]) -> list[Detections]:
         only = self.style.only
         found = self.predictor.predict_many(images, threshold=self.style.threshold)
         if only is not None:

@@ -35,5 +35,5 @@ def validation(folder: Path, predictor: Predictor, records: Sequence[Record]) ->
     for record in records[::step][: SHOWN // 2]:
         image = decode(record.image)
         drawn.append(draw_truth(image, record.boxes, record.labels, predictor.classes))
-        drawn.append(draw(image, predictor.predict(image, threshold=THRESHOLD), predictor.classes))
+        drawn.append(draw(image, predictor.predict(record.image, threshold=THRESHOLD), predictor.classes))
     write_image(folder / "previews" / "validation.jpg", contact_sheet(drawn, 4, CELL))
