@@ -38,6 +38,26 @@ class Judged:
     def reordered(self, order: Sequence[int]) -> Judged:
         return Judged([self.records[i] for i in order], [self.detections[i] for i in order], self.classes)
 
+    def sorted(self) -> Judged:
+        """In the order that the product promises to take tied scores and equal overlaps in, once more and in loops."""
+        order = sorted(range(len(self.records)), key=lambda i: self.records[i].id)
+        records, found = [], []
+        for i in order:
+            r, d = self.records[i], self.detections[i]
+            flags = zip(r.difficult.tolist(), r.crowd.tolist(), strict=True)
+            keys = list(zip(r.labels.tolist(), r.boxes.tolist(), flags, strict=True))
+            records.append(r.only(np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)))
+            sides = (d.boxes[:, 2:] - d.boxes[:, :2]).prod(axis=1)
+            keys = list(zip((-d.scores).tolist(), (-sides).tolist(), d.labels.tolist(), d.boxes.tolist(), strict=True))
+            found.append(d[np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)])
+        return Judged(records, found, self.classes)
+
+    def shuffled(self, generator: np.random.Generator) -> Judged:
+        """Pictures, and objects and detections in each, in another order."""
+        records = [r.only(generator.permutation(len(r.labels))) for r in self.records]
+        found = [d[generator.permutation(len(d))] for d in self.detections]
+        return Judged(records, found, self.classes).reordered(generator.permutation(len(records)).tolist())
+
 
 def record(name: str, boxes: Any, labels: Any, difficult: Any = None) -> Record:
     labels = np.array(labels, np.int64)
@@ -180,7 +200,7 @@ def boxes_of(draw: st.DrawFn, count: int, scale: int = 1, unique: bool = False) 
 
 
 @st.composite
-def judged_sets(draw: st.DrawFn, perfect: bool = False) -> Judged:
+def judged_sets(draw: st.DrawFn, perfect: bool = False, crowds: bool = False) -> Judged:
     """Up to four pictures of two classes; small, medium and large boxes by COCO's sizes, ids in any order."""
     names = draw(st.lists(st.sampled_from("abcdefgh"), max_size=4, unique=True))
     records, found = [], []
@@ -189,7 +209,8 @@ def judged_sets(draw: st.DrawFn, perfect: bool = False) -> Judged:
         boxes = boxes_of(draw, count, scale, unique=perfect)
         classes = draw(st.lists(st.integers(0, 1), min_size=count, max_size=count))
         difficult = draw(st.lists(st.booleans(), min_size=count, max_size=count))
-        records.append(record(name, boxes, classes, difficult))
+        crowd = draw(st.lists(st.booleans(), min_size=count, max_size=count)) if crowds else [False] * count
+        records.append(replace(record(name, boxes, classes, difficult), crowd=np.array(crowd, bool)))
         if not perfect:
             count = draw(st.integers(0, 5))
             boxes = boxes_of(draw, count, scale)
@@ -202,6 +223,11 @@ def judged_sets(draw: st.DrawFn, perfect: bool = False) -> Judged:
 @pytest.fixture(scope="session")
 def random_sets() -> st.SearchStrategy[Judged]:
     return judged_sets()
+
+
+@pytest.fixture(scope="session")
+def crowded_sets() -> st.SearchStrategy[Judged]:
+    return judged_sets(crowds=True)
 
 
 @pytest.fixture(scope="session")
@@ -245,3 +271,36 @@ def judged_by() -> Any:
         return judge(flat, overlapping(flat, same_class=False), iou=iou)
 
     return judged_by
+
+
+@pytest.fixture(scope="session")
+def random_split() -> Any:
+    return draw_split
+
+
+def draw_split(
+    *, pictures: int, classes: int, objects: int, detections: int, seed: int, crowds: float = 0.05
+) -> Judged:
+    """Objects at random and, in each picture, `detections` of which about half lie near one; coarse scores."""
+    draw = np.random.default_rng(seed)
+    records, found = [], []
+    for number in range(pictures):
+        count = int(draw.integers(0, objects + 1))
+        corner, side = draw.uniform(0, 400, (count, 2)), draw.lognormal(4, 0.8, (count, 2)) + 2
+        boxes = np.concatenate([corner, corner + side], axis=1).astype(np.float32)
+        labels = draw.integers(0, classes, count)
+        crowd = draw.random(count) < crowds
+        records.append(replace(record(f"{number:06d}", boxes, labels, draw.random(count) < 0.1), crowd=crowd))
+        near = detections // 2 if count else 0
+        which = draw.integers(0, max(count, 1), near)
+        jitter = draw.normal(0, 0.1, (near, 4)) * (np.tile(side[which], 2) if near else np.zeros((0, 4)))
+        moved = boxes[which] + jitter if near else np.zeros((0, 4))
+        corner, side = draw.uniform(0, 400, (detections - near, 2)), draw.lognormal(4, 0.8, (detections - near, 2)) + 2
+        all_boxes = np.concatenate([moved, np.concatenate([corner, corner + side], axis=1)]).astype(np.float32)
+        all_boxes[:, 2:] = np.maximum(all_boxes[:, 2:], all_boxes[:, :2] + 1)
+        guess = np.concatenate(
+            [labels[which] if near else np.zeros(0, int), draw.integers(0, classes, detections - near)]
+        )
+        scores = np.round(draw.random(detections), 2)
+        found.append(Detections(all_boxes, scores.astype(np.float32), guess.astype(np.int64)))
+    return Judged(records, found, [f"class {label}" for label in range(classes)])

@@ -93,6 +93,7 @@ def oracle(
     points: Callable[[list[bool], int], float] = eleven_points,
 ) -> dict[str, float]:
     figures = {}
+    judged = judged.sorted()
     for label, name in enumerate(judged.classes):
         right, to_find = verdicts(judged, label, iou, difficult, plus_one)
         summary = points if eleven_point else area
@@ -158,6 +159,7 @@ def with_difficult(judged: Any, image: int, box: list[int], label: int) -> Any:
         labels=np.append(record.labels, label),
         difficult=np.append(record.difficult, True),
         truncated=np.append(record.truncated, False),
+        crowd=np.append(record.crowd, False),
     )
     return replace(judged, records=[*judged.records[:image], more, *judged.records[image + 1 :]])
 
@@ -215,11 +217,22 @@ def test_an_iou_of_exactly_the_threshold_is_enough(tenths: int) -> None:
     assert average_precision([record], [found], ["cat"], iou=tenths / 10 + 1e-9) == {"cat": 0.0}
 
 
-def test_tied_scores_are_taken_in_the_order_given() -> None:
+def test_of_tied_scores_the_larger_box_is_taken_first() -> None:
     boxes = [[10 * n, 0, 10 * n + 5, 5] for n in range(40)]
-    right_first = found_cats([*boxes, *([FAR] * 40)])
-    assert average_precision([cats(boxes)], [right_first], ["cat"]) == {"cat": 1.0}
-    assert average_precision([cats(boxes)], [right_first[::-1]], ["cat"])["cat"] == pytest.approx(0.5)
+    for wrong, figure in (([2000, 2000, 2004, 2005], 1.0), ([2000, 2000, 2006, 2005], 0.5)):
+        found = found_cats([*boxes, *([wrong] * 40)])
+        for order in (slice(None), slice(None, None, -1)):
+            assert average_precision([cats(boxes)], [found[order]], ["cat"])["cat"] == pytest.approx(figure)
+
+
+@given(data=st.data(), rule=rules, difficult=st.sampled_from(["ignore", "count", "delete"]), seed=st.integers(0, 99))
+def test_no_order_changes_a_figure(
+    crowded_sets: Any, data: st.DataObject, rule: Any, difficult: Any, seed: int
+) -> None:
+    judged = data.draw(crowded_sets)
+    shuffled = judged.shuffled(np.random.default_rng(seed))
+    options = {**rule, "difficult": difficult}
+    np.testing.assert_equal(average_precision(*shuffled, **options), average_precision(*judged, **options))
 
 
 def test_of_objects_overlapped_alike_the_first_is_taken() -> None:

@@ -1,15 +1,20 @@
-"""Records and detections → the twelve COCO figures, by faster-coco-eval."""
+"""Records and detections → the twelve COCO figures, by the rules of pycocotools, all pictures at once."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.types import Detections, Float32, Record
+from boxwright.evaluation.matching import Flat, assign, flatten, pairs
+from boxwright.evaluation.precision import Verdicts, average_precision, by_class, class_starts, mean
+from boxwright.types import Bool, Detections, Int64, Record
+
+Float64 = NDArray[np.float64]
 
 # fmt: off
 FIGURES = (  # in the order in which COCO prints them
@@ -17,6 +22,44 @@ FIGURES = (  # in the order in which COCO prints them
     "AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge",
 )
 # fmt: on
+
+IOUS: Float64 = np.linspace(0.5, 0.95, 10)  # with the rounding that pycocotools gives them
+AREAS = {"": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+MOST = 100  # detections of a class in a picture that count
+
+
+@dataclass(frozen=True, eq=False)
+class Coco:
+    """COCO's verdicts for each range of sizes, and what they come to."""
+
+    classes: tuple[str, ...]
+    verdicts: dict[str, Verdicts]  # by the names of AREAS
+    place: Int64  # (D,) of each detection among those of its class and picture, from 0
+
+    def figures(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """The figures named in `FIGURES`, and AP, AP50 and AP75 of each class; NaN where there is nothing to find."""
+        precision = {name: average_precision(verdicts, "coco") for name, verdicts in self.verdicts.items()}  # (K, T)
+        whole = precision[""]
+        half, three_quarters = whole[:, 0], whole[:, 5]
+        values = {"AP": mean(whole), "AP50": mean(half), "AP75": mean(three_quarters)}
+        values |= {f"AP{name}": mean(precision[name]) for name in AREAS if name}
+        values |= {f"AR{most}": self._recall("", most) for most in (1, 10, MOST)}
+        values |= {f"AR{name}": self._recall(name, MOST) for name in AREAS if name}
+        per_class = {
+            name: {"AP": mean(whole[k]), "AP50": float(half[k]), "AP75": float(three_quarters[k])}
+            for k, name in enumerate(self.classes)
+        }
+        return values, per_class
+
+    def _recall(self, area: str, most: int) -> float:
+        """The share of objects found with the `most` best detections of a class and picture, over classes and IoUs."""
+        verdicts = self.verdicts[area]
+        to_find = verdicts.to_find.astype(np.float64)
+        labels = np.repeat(np.arange(len(to_find)), np.diff(verdicts.starts))  # (D,)
+        within = self.place < most
+        found = np.stack([np.bincount(labels[right & within], minlength=len(to_find)) for right in verdicts.right])
+        with np.errstate(invalid="ignore"):
+            return mean(found / np.where(to_find > 0, to_find, np.nan))
 
 
 def summarize(
@@ -26,7 +69,7 @@ def summarize(
     *,
     areas: Sequence[NDArray[np.floating[Any]]] | None = None,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The twelve COCO figures, and AP and AP50 of each class, 0 .. 1; NaN where there is nothing to find.
+    """The twelve COCO figures, and AP, AP50 and AP75 of each class, 0 .. 1; NaN where there is nothing to find.
 
     Objects marked difficult count like any other, because COCO has no such mark: its `ignore` is overwritten
     from `iscrowd`, and that excuses every detection inside the object, which VOC's rule does not.
@@ -34,60 +77,72 @@ def summarize(
     areas: of each record's objects, (N,) square pixels, to tell small, medium and large (a segment's, say);
         the boxes' own where not given.
     """
-    assert len(records) == len(detections), "one Detections for each Record, in the same order"
-    if not records:
-        unknown = {"AP": math.nan, "AP50": math.nan}
-        return dict.fromkeys(FIGURES, math.nan), {name: dict(unknown) for name in classes}
-    # Not at the top: whoever asks for VOC's figures alone need not load it.
-    from faster_coco_eval import COCO, COCOeval_faster
+    return judge(flatten(records, detections, classes, areas=areas)).figures()
 
-    truth = COCO(_dataset(records, classes, areas))
-    evaluation = COCOeval_faster(truth, truth.loadRes(_results(detections)), iouType="bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    figures = {name: _or_nan(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
-    # (10 IoUs, 101 recalls, K) at any area and 100 detections a class and picture
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    per_class = {
-        name: {"AP": _or_nan(precision[:, :, label].mean()), "AP50": _or_nan(precision[0, :, label].mean())}
-        for label, name in enumerate(classes)
+
+def judge(flat: Flat, *, sizes: bool = True) -> Coco:
+    """COCO's verdicts: in each picture the detections of a class, best first, each take the object that they overlap
+    most among those still free, of equals the last; one that finds none, but overlaps a crowd region or an object of
+    another size enough, is ignored, as is one of another size that finds nothing.
+
+    sizes: also for small, medium and large objects alone.
+    """
+    areas = AREAS if sizes else {"": AREAS[""]}
+    order = by_class(flat)
+    place = _places(flat)
+    order = order[place[order] < MOST]  # (D,) all that count
+    near = pairs(flat, minimum=math.nextafter(IOUS[0], 0), crowd_share=True)
+    near_order = np.lexsort((-near.object, -near.iou, near.detection))
+    asker, asked, iou = near.detection[near_order], near.object[near_order], near.iou[near_order]  # (P,)
+    kept = place[asker] < MOST
+    asker, asked, iou = asker[kept], asked[kept], iou[kept]
+
+    sides = (flat.boxes[:, 2:] - flat.boxes[:, :2]).prod(axis=1)  # (D of flat,)
+    count, found = len(flat.crowd), len(flat.boxes)
+    others = {name: _outside(flat.object_areas, *area) | flat.crowd for name, area in areas.items()}  # (N,)
+    right = {name: np.zeros((len(IOUS), len(order)), np.bool_) for name in areas}
+    ignored = {name: np.zeros((len(IOUS), len(order)), np.bool_) for name in areas}
+    for t, least in enumerate(IOUS):
+        kept = iou >= min(least, 1 - 1e-10)  # as pycocotools has it
+        asker, asked, iou = asker[kept], asked[kept], iou[kept]
+        # A crowd region serves any number, as if there were one for each who asks.
+        served = np.where(flat.crowd[asked], count + np.arange(len(asked)), asked)
+        for name, area in areas.items():
+            other = others[name][asked]
+            own, rest = np.flatnonzero(~other), np.flatnonzero(other)
+            taken = np.zeros(found, np.bool_)
+            taken[asker[own[assign(asker[own], asked[own], count)]]] = True
+            excused = _outside(sides, *area) & ~taken
+            rest = rest[~taken[asker[rest]]]
+            excused[asker[rest[assign(asker[rest], served[rest], count + len(asked))]]] = True
+            right[name][t], ignored[name][t] = taken[order], excused[order]
+
+    starts = class_starts(flat.labels[order], len(flat.classes))
+    verdicts = {
+        name: Verdicts(
+            starts,
+            flat.images[order],
+            right[name],
+            ignored[name],
+            flat.object_labels[~others[name]],
+            flat.object_images[~others[name]],
+        )
+        for name in areas
     }
-    return figures, per_class
+    return Coco(flat.classes, verdicts, place[order])
 
 
-def _or_nan(figure: float) -> float:
-    return math.nan if figure == -1 else float(figure)  # COCO's mark of nothing to find
+def _outside(areas: Float64, least: float, most: float) -> Bool:
+    return (areas < least) | (areas > most)
 
 
-def _dataset(
-    records: Sequence[Record], classes: Sequence[str], areas: Sequence[NDArray[np.floating[Any]]] | None
-) -> dict[str, Any]:
-    annotations: list[dict[str, Any]] = []
-    for image, record in enumerate(records):
-        boxes = _corner_and_size(record.boxes)  # (N, 4)
-        sizes = boxes[:, 2] * boxes[:, 3] if areas is None else areas[image]  # (N,)
-        crowds = record.crowd.astype(int).tolist()
-        for box, label, area, crowd in zip(boxes.tolist(), record.labels.tolist(), sizes.tolist(), crowds, strict=True):
-            annotation = {"image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": crowd}
-            annotations.append(annotation | {"id": len(annotations) + 1})  # an id of 0 would mean "unmatched"
-    return {
-        "images": [{"id": image} for image in range(len(records))],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(classes)],
-        "annotations": annotations,
-    }
-
-
-def _results(detections: Sequence[Detections]) -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = []
-    for image, found in enumerate(detections):
-        boxes = _corner_and_size(found.boxes).tolist()
-        for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True):
-            results.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
-    return results
-
-
-def _corner_and_size(boxes: Float32) -> NDArray[np.float64]:
-    """COCO's x, y, width, height (N, 4) from the corners (N, 4)."""
-    corners = boxes.astype(np.float64)
-    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+def _places(flat: Flat) -> Int64:
+    """The place of each detection among those of its class and picture, best first, (D,)."""
+    group = flat.images * len(flat.classes) + flat.labels
+    order = np.argsort(group, kind="stable")
+    first = np.ones(len(order), np.bool_)
+    first[1:] = group[order][1:] != group[order][:-1]
+    begun = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order)) - begun
+    return place

@@ -1,7 +1,8 @@
 """Records and detections → flat arrays in an order of their own, and all pairs that overlap; every figure starts here.
 
 The order decides which of several equals comes first, so that no figure depends on how anything was listed: pictures
-by their ids; in a picture, detections best first, tied ones by class and box, objects by class and box.
+by their ids; in a picture, objects by class and box; detections best first, of tied ones the larger, then by class and
+box.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def flatten(
     labels = _joined([found.labels for found in detections], np.int64)
     scores = _joined([found.scores for found in detections], np.float64)
     images = np.repeat(np.arange(len(records)), [len(found.labels) for found in detections])
-    best_first = np.lexsort((*boxes.T[::-1], labels, -scores, images))
+    best_first = np.lexsort((*boxes.T[::-1], labels, -_area(boxes, 0), -scores, images))
     return Flat(
         classes=tuple(classes),
         ids=tuple(record.id for record in records),
