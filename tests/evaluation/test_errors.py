@@ -97,6 +97,14 @@ def test_of_several_that_mean_one_object_the_best_is_mended_and_the_others_go(sc
     assert result.losses["place"].gain == 1  # the best one comes first, before the one in the background
 
 
+@pytest.mark.parametrize(("kind", "wrong"), [("place", ("cat", 0.5, HALF_OFF)), ("class", ("dog", 0.5, WHOLE))])
+def test_an_object_that_has_been_found_is_not_found_again(scene: Any, judged_by: Any, kind: str, wrong: Any) -> None:
+    objects = {"a": [("cat", WHOLE), ("cat", FAR), ("dog", ELSEWHERE)]}
+    result = errors(judged_by(scene(objects, {"a": [("cat", 0.9, WHOLE), wrong, ("dog", 0.9, ELSEWHERE)]})))
+    assert counts(result) == {kind: 1, "missed": 1}
+    assert result.losses[kind].gain == 0  # it goes; half of the cats are found as before
+
+
 def test_a_class_mistake_moves_to_the_class_of_its_object(scene: Any, judged_by: Any) -> None:
     objects = {"a": [("cat", WHOLE), ("dog", FAR)]}
     found = {"a": [("dog", 0.9, WHOLE), ("dog", 0.5, FAR)]}

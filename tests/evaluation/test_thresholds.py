@@ -39,6 +39,13 @@ def test_of_equal_f1_the_widest_gap_is_taken(scene: Any, judged_by: Any) -> None
     assert (best.shown, best.precision, best.recall) == (5, 0.4, pytest.approx(2 / 3))
 
 
+def test_equal_scores_are_shown_together(scene: Any) -> None:
+    # With the right one of the two alone F1 would be 1; no threshold shows it without the wrong ones.
+    boxes = in_a_row(2)
+    found = [("cat", 0.75, boxes[0]), ("cat", 0.5, boxes[1]), *(("cat", 0.5, FAR) for _ in range(3))]
+    assert best_threshold(*scene({"a": [("cat", box) for box in boxes]}, {"a": found})) == 0.625
+
+
 def test_scores_next_to_each_other_are_told_apart_as_float32(scene: Any) -> None:
     low = np.float32(0.5)
     high = np.nextafter(low, np.float32(1))
