@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from boxwright.report.markup import Html, join, number, shortened, tag
+from boxwright.report.markup import Html, fraction, join, number, shortened, tag
 
 WIDTH, HEIGHT = 520, 300  # of a graph, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 44  # between the graph's edge and its axes
+LEFT, RIGHT, TOP, BOTTOM = 56, 24, 30, 42  # between the graph's edge and its axes
 COLOURS = 8  # of lines, --c0 .. --c7 in page.css
 POINTS = 300  # of a line: more than that nobody can tell apart on a page
 
@@ -29,6 +29,7 @@ class Line:
     dashed: bool = False
     dots: bool = False
     key: str | None = None  # under which a script replaces its values
+    told: str | None = None  # in the legend; by default the last value
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Axis:
     high: float | None = None
     whole: bool = False  # ticks at whole numbers only
     log: bool = False
+
+    @property
+    def share(self) -> bool:
+        """Whether it measures fractions, which are told with three digits."""
+        return (self.low, self.high) == (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,9 @@ def draw(graph: Graph) -> Html:
         aria_label=_told(graph),
         data_x=f"{x.low:.6g} {x.high:.6g} {x.start} {x.end}",
         data_y=f"{y.low:.6g} {y.high:.6g} {y.start} {y.end}",
-        data_log="y" if graph.y.log else None,
+        data_share=graph.y.share,
     )
-    return figure(graph.title, _legend(lines, graph.x.label), drawing, graph.explained, picker=graph.picker)
+    return figure(graph.title, _legend(lines, graph), drawing, graph.explained, picker=graph.picker)
 
 
 def figure(title: str, legend: Html | None, drawing: Html, explained: str, *, picker: str | None = None) -> Html:
@@ -150,9 +156,7 @@ def axes(x_axis: Axis, y_axis: Axis, x: _Scale, y: _Scale) -> list[Html]:
         parts.append(tag("text", number(value, 3), x=at, y=HEIGHT - BOTTOM + 17, class_="tick middle"))
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
     parts.append(tag("text", x_axis.label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, class_="label middle"))
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    turned = f"translate(13 {middle}) rotate(-90)"
-    parts.append(tag("text", y_axis.label, transform=turned, class_="label middle"))
+    parts.append(tag("text", y_axis.label, x=2, y=14, class_="label"))
     return parts
 
 
@@ -178,18 +182,23 @@ def bar(value: float, most: float, *, colour: int = 0, label: str = "") -> Html:
     )
 
 
-def _legend(lines: Sequence[Line], x_label: str) -> Html:
+def _legend(lines: Sequence[Line], graph: Graph) -> Html:
     """Names of the lines with their last values, which a script replaces by those under the pointer."""
     items = [
         tag(
             "li",
             swatch(line.colour, dashed=line.dashed),
             tag("bdi", shortened(line.name, 60), title=line.name if len(line.name) > 60 else None),
-            tag("output", number(_last(line.y), 3)),
+            tag("output", told(line, graph.y)),
         )
         for line in lines
     ]
-    return tag("ul", *items, tag("li", tag("output", "", class_="at"), data_label=x_label), class_="legend")
+    return tag("ul", *items, tag("li", tag("output", "", class_="at"), data_label=graph.x.label), class_="legend")
+
+
+def told(line: Line, axis: Axis) -> str:
+    """What the legend says of a line."""
+    return line.told or (fraction if axis.share else number)(_last(line.y))
 
 
 def _line(line: Line, x: _Scale, y: _Scale) -> Html:
@@ -229,7 +238,7 @@ def _alone(points: Sequence[tuple[float, float] | None]) -> list[bool]:
 
 def _rule(rule: Rule, x: _Scale) -> Html:
     at = x(rule.x)
-    style = "middle" if LEFT + 60 < at < WIDTH - RIGHT - 60 else "end" if at > WIDTH / 2 else "start"
+    style = "middle" if LEFT + 80 < at < WIDTH - RIGHT - 80 else "end" if at > WIDTH / 2 else "start"
     return tag(
         "g",
         tag("line", x1=f"{at:.1f}", x2=f"{at:.1f}", y1=TOP, y2=HEIGHT - BOTTOM, class_="rule"),
@@ -252,6 +261,7 @@ def _thinned(line: Line) -> Line:
         line.dashed,
         line.dots,
         line.key,
+        line.told,
     )
 
 
@@ -273,5 +283,5 @@ def _log_ticks(scale: _Scale) -> list[float]:
 
 def _told(graph: Graph) -> str:
     """The graph in words, for those who cannot see it."""
-    told = [f"{line.name}: last {number(_last(line.y), 3)}" for line in graph.lines]
-    return f"{graph.title}: {graph.y.label} by {graph.x.label}. {'; '.join(told[:8])}"
+    lines = [f"{line.name} {told(line, graph.y)}" for line in graph.lines]
+    return f"{graph.title}: {graph.y.label} by {graph.x.label}. At the end: {'; '.join(lines[:8])}"

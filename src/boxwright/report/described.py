@@ -25,11 +25,11 @@ def sections(found: Found) -> list[Section]:
         listed = [tag("li", line) for line in found.faults[:MOST_LINES]]
         more = len(found.faults) - MOST_LINES
         body = [tag("ul", *listed, class_="lines"), tag("p", f"... and {more} more in train.log") if more > 0 else None]
-        made.append(Section("faults", "Noted in data and training", join(body)))
-    made.append(Section("again", "How to reproduce", _again(found)))
+        made.append(Section("faults", "Noted in data and training", join(body), "Noted"))
+    made.append(Section("again", "How to reproduce", _again(found), "Reproduce"))
     described = [part for part in (_options(found), _machine(found), _end_of_log(found)) if part]
     if described:
-        made.append(Section("run", "The run", join(described)))
+        made.append(Section("run", "The run", join(described), "Run"))
     return made
 
 

@@ -30,6 +30,7 @@ class Section:
     anchor: str
     title: str
     body: Html
+    short: str = ""  # in the navigation, where the title is long
 
     def drawn(self) -> Html:
         """The section with its heading."""
@@ -71,7 +72,7 @@ def sections(found: Found) -> list[Section]:
         made.append(Section("training", "Training", tag("div", *map(draw, graphs), class_="graphs")))
     pictures = [_preview(found, name) for name in PREVIEWS if name in found.previews]
     if pictures:
-        made.append(Section("seen", "What the network saw", tag("div", *pictures, class_="previews")))
+        made.append(Section("seen", "What the network saw", tag("div", *pictures, class_="previews"), "Seen"))
     return made
 
 

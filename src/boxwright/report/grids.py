@@ -91,8 +91,9 @@ def _kept(found: Confusion) -> list[int]:
 def _matrix(found: Confusion, kept: list[int]) -> Html:
     size = len(kept)
     letters = 14 if size <= COUNTED else 10
-    margin = 8 + 6.6 * min(letters, max(len(found.names[i]) for i in kept))
+    margin = 12 + 7.4 * min(letters, max(len(found.names[i]) for i in kept))
     side = margin + size * CELL + 4
+    wide = side + margin / 2  # the last column's name leans over the edge
     parts: list[Html] = []
     for row, a in enumerate(kept):
         title = shortened(found.names[a], letters)
@@ -122,8 +123,8 @@ def _matrix(found: Confusion, kept: list[int]) -> Html:
         frame[0],
         *parts,
         frame[1],
-        viewBox=f"0 0 {side:.0f} {side:.0f}",
-        width=f"{max(side, 340):.0f}",
+        viewBox=f"0 0 {wide:.0f} {side:.0f}",
+        width=f"{wide:.0f}",
         role="img",
         aria_label=told,
         class_="matrix",

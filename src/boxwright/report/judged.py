@@ -33,6 +33,7 @@ GROUPS = {
     "worst": ("Worst", "Look here first: what do these pictures have in common?"),
     "random": ("Random", "Drawn by lot: what to expect of a new picture."),
 }
+FIRST = 8  # pictures of the review list that are seen at once
 MOST_SUSPECTS = 200  # rows of the review list
 
 
@@ -41,17 +42,17 @@ def sections(judged: Judged) -> list[Section]:
     made = [Section("scores", "Scores", part)] if (part := scores(judged)) else []
     if analysis := judged.analysis:
         made += [
-            Section("errors", "Where AP is lost", errors(analysis)),
+            Section("errors", "Where AP is lost", errors(analysis), "Errors"),
             Section("thresholds", "Threshold", thresholds(analysis)),
             Section("curves", "Precision and recall", tag("div", draw(precision(analysis.curves.overall, analysis)),
-                    calibration(analysis.calibration), class_="graphs")),
+                    calibration(analysis.calibration), class_="graphs"), "Curves"),
             Section("confusion", "Confusion", confusion(analysis.confusion)),
-            Section("sizes", "Size and crowding", breakdown(analysis)),
+            Section("sizes", "Size and crowding", breakdown(analysis), "Sizes"),
         ]  # fmt: skip
     if pictures := gallery(judged):
         made.append(Section("pictures", "Pictures", pictures))
     if judged.analysis:
-        made.append(Section("review", "Annotations to look at", review(judged, judged.analysis)))
+        made.append(Section("review", "Annotations to look at", review(judged, judged.analysis), "Review"))
     return made
 
 
@@ -64,13 +65,19 @@ def curves_data(analysis: Analysis) -> Html:
         "classes": [
             {
                 "name": title,
-                "at": _finite(threshold),
+                "at": _finite(best.threshold),
+                "told": {
+                    "best_precision": fraction(curve.ap),
+                    "f1": fraction(best.f1),
+                    "precision": fraction(best.precision),
+                    "recall": fraction(best.recall),
+                },
                 **{key: _rounded(getattr(curve, key)) for key in ("best_precision", "precision", "recall", "f1")},
             }
-            for title, curve, threshold in (
-                ("all classes", curves.overall, analysis.thresholds.overall.threshold),
+            for title, curve, best in (
+                ("all classes", curves.overall, analysis.thresholds.overall),
                 *(
-                    (title, curve, analysis.thresholds.per_class[title].threshold)
+                    (title, curve, analysis.thresholds.per_class[title])
                     for title, curve in curves.per_class.items()
                     if title in analysis.thresholds.per_class
                 ),
@@ -126,7 +133,6 @@ def _per_class(judged: Judged) -> Html | None:
         body.append(cells)
     return join(
         [
-            tag("h3", "Classes"),
             table(head, body, caption="Each class", sortable=True),
             tag("p", "A class far below the others has too few objects, or is confused with another.", class_="said"),
         ]
@@ -152,7 +158,7 @@ def errors(analysis: Analysis) -> Html:
             tag("p", f"AP at IoU {analysis.iou:g} is {fraction(analysis.errors.ap)}. The longer a bar, the more AP "
                 "would rise if that kind of mistake alone were mended; the gains do not add up."),
             table(("kind", "", "AP gained", "how many", "what it is"), rows, caption="Kinds of mistakes (TIDE)",
-                  words=2),
+                  words=2, last=1),
             tag("details", tag("summary", "By class"), table(("class", *KINDS, f"AP{analysis.iou * 100:g}"), per_class,
                 caption="AP gained without each kind of mistake, by class", sortable=True)),
         ]
@@ -167,7 +173,15 @@ def thresholds(analysis: Analysis) -> Html:
     graph = Graph(
         "By threshold",
         [
-            Line(key, curves.thresholds, getattr(curves.overall, key), colour, dashed=key != "f1", key=key)
+            Line(
+                "F1" if key == "f1" else key,
+                curves.thresholds,
+                getattr(curves.overall, key),
+                colour,
+                dashed=key != "f1",
+                key=key,
+                told=fraction(getattr(best, key)),
+            )
             for colour, key in enumerate(("f1", "precision", "recall"))
         ],
         axis,
@@ -193,7 +207,7 @@ def thresholds(analysis: Analysis) -> Html:
         [
             tag("p", told),
             tag("div", draw(graph), tag("div", table(head, rows, caption="Best threshold of each class",
-                sortable=True), class_="beside"), class_="graphs"),
+                sortable=True, last=1), class_="beside"), class_="graphs"),
         ]
     )  # fmt: skip
 
@@ -202,7 +216,7 @@ def precision(curve: Curve, analysis: Analysis) -> Graph:
     """Precision by recall at the analysis' IoU."""
     return Graph(
         "Precision by recall",
-        [Line("precision", analysis.curves.recalls, curve.best_precision, 0, key="best_precision")],
+        [Line("AP", analysis.curves.recalls, curve.best_precision, 0, key="best_precision", told=fraction(curve.ap))],
         Axis("recall", 0.0, 1.0),
         Axis(f"precision at IoU {analysis.iou:g}", 0.0, 1.0),
         "Good: close to the upper right corner. AP is the area under it; where it drops to 0 the rest is never found.",
@@ -272,11 +286,18 @@ def review(judged: Judged, analysis: Analysis) -> Html:
     head = ("", "picture", "what", "annotated", "found", "score", "suspicion", "why")
     more = len(suspects) - MOST_SUSPECTS
     said = "The most suspicious first. Mending what is really wrong helps more than most options; not all of it is."
-    listed = table(head, rows, caption="Review list", sortable=True, words=5)
+    listed = table(head, rows, caption="Review list", sortable=True, words=5, last=1)
     return join(
         [
             tag("p", f"{said} {counts}."),
-            tag("div", *tiles, class_="tiles") if tiles else None,
+            tag("div", *tiles[:FIRST], class_="tiles") if tiles else None,
+            tag(
+                "details",
+                tag("summary", f"{len(tiles) - FIRST} more pictures"),
+                tag("div", *tiles[FIRST:], class_="tiles"),
+            )
+            if len(tiles) > FIRST
+            else None,
             tag("details", tag("summary", f"The list of {min(len(suspects), MOST_SUSPECTS)}"), listed),
             tag("p", f"{number(more)} more are in analysis.json.", class_="said") if more > 0 else None,
         ]

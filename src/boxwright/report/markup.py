@@ -73,16 +73,25 @@ def difference(value: float, digits: int = 3) -> str:
 
 
 def table(
-    head: Iterable[Any], rows: Iterable[Iterable[Any]], *, caption: str, sortable: bool = False, words: int = 1
+    head: Iterable[Any],
+    rows: Iterable[Iterable[Any]],
+    *,
+    caption: str,
+    sortable: bool = False,
+    words: int = 1,
+    last: int = 0,
 ) -> Html:
-    """A table in a frame that scrolls by itself; the first `words` columns are words, the others numbers.
+    """A table in a frame that scrolls by itself; the first `words` and `last` columns are words, the others numbers.
 
     A cell is a value or, where it is not sorted by its text, `(what is shown, what it is sorted by)`.
     """
     columns = list(head)
-    heading = tag("tr", *(tag("th", text, scope="col", class_=None if i < words else "n") for i, text in
-                          enumerate(columns)))  # fmt: skip
-    body = [tag("tr", *(_cell(cell, first=i == 0, word=i < words) for i, cell in enumerate(row))) for row in rows]
+
+    def style(place: int) -> str | None:
+        return None if place < words or place >= len(columns) - last else "n"
+
+    heading = tag("tr", *(tag("th", text, scope="col", class_=style(i)) for i, text in enumerate(columns)))
+    body = [tag("tr", *(_cell(cell, style(i), first=i == 0) for i, cell in enumerate(row))) for row in rows]
     made = tag(
         "table",
         tag("caption", caption),
@@ -93,11 +102,10 @@ def table(
     return tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
-def _cell(cell: Any, *, first: bool, word: bool) -> Html:
+def _cell(cell: Any, style: str | None, *, first: bool) -> Html:
     shown, key = cell if isinstance(cell, tuple) else (cell, None)
     if isinstance(key, float):
         key = f"{key:.6g}" if math.isfinite(key) else ""
-    style = None if word else "n"
     return tag("th", shown, scope="row", data_v=key) if first else tag("td", shown, class_=style, data_v=key)
 
 

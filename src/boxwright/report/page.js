@@ -38,8 +38,9 @@
   };
 
   // Values under the pointer
-  const told = (value) => {
+  const told = (value, share) => {
     if (value === undefined || !Number.isFinite(value)) return "–";
+    if (share) return value.toFixed(3);
     if (Number.isInteger(value)) return value.toLocaleString("en");
     const short = value.toPrecision(4);
     return Math.abs(value) < 1 && Math.abs(value) >= 0.001 ? value.toFixed(3) : String(Number(short));
@@ -79,7 +80,7 @@
         const ys = values(line.dataset.ys);
         const near = xs.reduce((best, v, j) => (Math.abs(v - place) < Math.abs(xs[best] - place) ? j : best), 0);
         const apart = xs.length > 1 ? (high - low) / 40 : Infinity;
-        if (outputs[i]) outputs[i].textContent = Math.abs(xs[near] - place) <= apart ? told(ys[near]) : "–";
+        if (outputs[i]) outputs[i].textContent = Math.abs(xs[near] - place) <= apart ? told(ys[near], "share" in svg.dataset) : "–";
       });
     };
     const leave = () => {
@@ -104,7 +105,10 @@
       const index = place === null ? (step > 0 ? -1 : all.length) : all.indexOf(place);
       show(all[Math.min(Math.max(index + step, 0), all.length - 1)]);
     });
-    figure.forget = () => { lines.forEach((line, i) => { const ys = values(line.dataset.ys).filter(Number.isFinite); last[i] = told(ys[ys.length - 1]); }); leave(); };
+    figure.tell = (texts) => {
+      lines.forEach((line, i) => { last[i] = texts[line.dataset.key]; });
+      leave();
+    };
   };
 
   // One class's curves
@@ -150,7 +154,7 @@
             text.textContent = `best F1 at ${one.at.toFixed(3)}`;
           }
         }
-        if (figure.forget) figure.forget();
+        figure.tell(one.told);
       }
       for (const select of selects) select.value = String(index);
     };

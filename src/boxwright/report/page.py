@@ -57,7 +57,7 @@ def document(
     """A whole page: title, what stands under it, sections with a way to each."""
     style, script = _asset("page.css"), _asset("page.js")
     scripts = [_asset("watch.js"), script] if live else [script]
-    links = [tag("li", tag("a", section.title, href=f"#{section.anchor}")) for section in sections]
+    links = [tag("li", tag("a", section.short or section.title, href=f"#{section.anchor}")) for section in sections]
     made = f"Made by Boxwright {__version__} on {time.strftime('%Y-%m-%d %H:%M %Z')}."
     page = join(
         [
