@@ -69,6 +69,21 @@ def test_crowding_is_by_class_and_neighbours_are_of_any(scene: Any, judged_by: A
     assert neighbours["none"].ap == 1
 
 
+def test_a_right_detection_is_of_its_objects_size_and_a_wrong_one_of_its_own(scene: Any, judged_by: Any) -> None:
+    found = {"a": [("cat", 0.9, (0, 0, 30, 30)), ("cat", 0.8, (60, 60, 90, 90))]}
+    result = breakdown(judged_by(scene({"a": [("cat", (0, 0, 34, 34))]}, found)), SIZES, threshold=0.5)
+    assert {group.name: group.detections for group in result.sizes} == {"small": 1, "medium": 1, "large": 0}
+    assert by_name(result.sizes)["medium"].ap == 1
+
+
+def test_difficult_objects_crowd_others_and_crowd_regions_do_not(scene: Any, judged_by: Any) -> None:
+    one, half, region = (0, 0, 10, 10), (0, 5, 10, 15), (0, 0, 10, 12)
+    objects = {"a": [("cat", one), ("cat", half, "difficult"), ("cat", region, "crowd")]}
+    result = breakdown(judged_by(scene(objects, {})), SIZES, threshold=0.5)
+    assert [group.name for group in result.crowding if group.objects] == ["IoU 0.3 to 0.5"]
+    assert [group.name for group in result.neighbours if group.objects] == ["1"]
+
+
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_groups_share_out_all_objects(random_sets: Any, judged_by: Any, data: st.DataObject) -> None:

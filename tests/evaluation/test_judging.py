@@ -99,11 +99,9 @@ def test_ap_is_coco_ap50_on_a_sample_of_coco(coco_sample100: Any, judged_by: Any
     theirs = score(*coco_sample100).per_class
     expected = [theirs[name]["AP50"] for name in coco_sample100.classes]
     assert ours == pytest.approx(expected, abs=1e-6, nan_ok=True)
-    assert judging.mean(ours) > 0.3
+    assert np.nanmean(ours) > 0.3
 
 
-def test_means_and_shares_of_nothing_are_unknown() -> None:
-    assert judging.mean(np.array([1.0, np.nan, 0.5])) == 0.75
-    assert np.isnan(judging.mean(np.array([np.nan])))
+def test_a_share_of_nothing_is_unknown() -> None:
     assert judging.share(1, 4) == 0.25
     assert np.isnan(judging.share(0, 0))

@@ -9,7 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from boxwright.evaluation.judging import Float64, Judged, best_precisions, mean, nearest, overlapping, select, share
+from boxwright.evaluation.judging import Float64, Judged, best_precisions, nearest, overlapping, select, share
+from boxwright.evaluation.precision import mean
 from boxwright.types import Int64
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boxwright.evaluation.judging import RECALLS, Float64, Judged, best_precisions
+from boxwright.evaluation.judging import Float64, Judged, best_precisions
+from boxwright.evaluation.precision import RECALLS
 from boxwright.types import Bool
 
 

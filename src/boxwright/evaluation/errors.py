@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boxwright.evaluation.judging import Float64, Judged, best_precisions, mean, nearest, select
+from boxwright.evaluation.judging import Float64, Judged, best_precisions, nearest, select
+from boxwright.evaluation.precision import mean
 from boxwright.types import Int64
 
 KINDS = ("class", "place", "both", "duplicate", "background", "missed")

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxwright.evaluation.matching import Flat, Pairs, pairs
+from boxwright.evaluation.precision import RECALLS
 from boxwright.types import Bool, Int64
 
 Float64 = NDArray[np.float64]
-
-RECALLS: Float64 = np.linspace(0, 1, 101)  # COCO's; its own rounding kept, so that its figures are met
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +165,6 @@ def best_precisions(labels: Int64, scores: Float64, right: Bool, to_find: Int64)
         reached = np.searchsorted(found / to_find[label], RECALLS)
         figures[label] = np.append(best_from_here, 0.0)[reached]  # 0 where a recall is never reached
     return figures
-
-
-def mean(figures: Float64) -> float:
-    """The mean of those that are known; NaN if none is."""
-    known = figures[~np.isnan(figures)]
-    return float(known.mean()) if len(known) else math.nan
 
 
 def share(part: float, whole: float) -> float:
