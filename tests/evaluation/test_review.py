@@ -48,6 +48,16 @@ def test_each_kind(scene: Any, judged_by: Any, kind: str, objects: Any, found: A
         assert suspect.score is suspect.found_label is suspect.found_box is suspect.iou is None
 
 
+def test_a_badly_placed_detection_of_an_unfound_object_is_about_its_box_alone(scene: Any, judged_by: Any) -> None:
+    """An IoU of 0.2 would be far enough for a missing label."""
+    far_off = (0, 200 / 3, 100, 500 / 3)
+    drawn = scene({"a": [("cat", FAR), ("cat", WHOLE)]}, {"a": [*SURE, ("cat", 0.9, far_off)]})
+    assert [(s.kind, round(s.iou, 3)) for s in listed(judged_by(drawn)).suspects] == [("wrong box", 0.2)]
+    # For another class it is one: nothing says that the two belong together.
+    drawn = scene({"a": [("cat", FAR), ("cat", WHOLE)]}, {"a": [*SURE, ("dog", 0.9, far_off)]})
+    assert [s.kind for s in listed(judged_by(drawn)).suspects] == ["missing label"]
+
+
 def test_an_object_is_named_by_its_place_in_the_record(scene: Any, judged_by: Any) -> None:
     """Flat arrays have an order of their own."""
     objects = {"b": [("dog", FAR), ("cat", WHOLE), ("cat", FAR)], "a": [("cat", FAR)]}
@@ -63,6 +73,7 @@ def test_an_object_is_named_by_its_place_in_the_record(scene: Any, judged_by: An
         ([("cat", WHOLE, "difficult")], []),
         ([("cat", WHOLE, "difficult")], [("dog", 0.9, WHOLE)]),
         ([("cat", WHOLE, "crowd")], [("dog", 0.9, (0, 0, 10, 10))]),
+        ([("cat", WHOLE), ("cat", WHOLE, "difficult")], [("cat", 0.9, WHOLE), ("dog", 0.9, WHOLE)]),
         ([("cat", WHOLE)], [("cat", 0.9, WHOLE)]),
         ([("cat", WHOLE)], [("cat", 0.9, WHOLE), ("cat", 0.9, (0, 0, 100, 90))]),  # a duplicate is the detector's
         ([("cat", WHOLE)], [("cat", 0.9, WHOLE), ("cat", 0.9, OFF)]),  # so is a bad box of what has been found
@@ -94,14 +105,15 @@ def test_what_persists_ranks_first(scene: Any, judged_by: Any) -> None:
     drawn = scene(annotated, found)
     early = scene(annotated, {"a": [("cat", 0.2, FAR), ("dog", 0.3, WHOLE)], "b": [("cat", 0.25, other)]})
     late = scene(annotated, {"a": SURE, "b": [("cat", 0.6, other), ("dog", 0.9, other)]})
-    result = review(judged_by(drawn), threshold=0.3, records=drawn.records, earlier=[early.detections, late.detections])
-    assert result.epochs == 2
+    earlier = [early.detections, late.detections, late.detections]
+    result = review(judged_by(drawn), threshold=0.3, records=drawn.records, earlier=earlier)
+    assert result.epochs == 3
     # In each epoch what counts is what was sure then: 0.25 was, early on.
-    got = [(s.kind, s.image, s.persistence, round(s.suspicion, 3)) for s in result.suspects]
+    got = [(s.kind, s.image, round(s.persistence, 3), round(s.suspicion, 3)) for s in result.suspects]
     assert got == [
         ("missing label", "b", 1.0, 0.8),
-        ("missing label", "a", 0.0, 0.3),
-        ("nothing there", "a", 0.5, 0.0),  # the only large dog: no other is found either
+        ("missing label", "a", 0.0, 0.225),
+        ("nothing there", "a", 0.667, 0.0),  # the only large dog: no other is found either
     ]
 
 

@@ -78,7 +78,7 @@ def coco_size(areas: Float64) -> Int64:
 
 
 def _sides(boxes: Float64) -> Float64:
-    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1))
 
 
 def _percents(lows: Sequence[float]) -> list[str]:
