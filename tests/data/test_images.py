@@ -11,13 +11,15 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from boxwright.data.images import ImageError, decode, read_header
+from boxwright.data import images
+from boxwright.data.images import ImageError, decode, decode_at, read_header, resized
 
 # a smooth picture, so that lossy formats stay near it; its four corners differ, so that a flip shows
 Y, X = np.mgrid[0:48, 0:64]
@@ -262,3 +264,88 @@ def test_real_pictures_agree_with_pillow(real_data: Path) -> None:
             assert read_header(path).size == image.shape[:2]
             # both decode by libjpeg-turbo, in versions whose rounding may differ
             assert np.abs(image.astype(int) - reference(path.read_bytes())).mean() < 1
+
+
+# At the size that is wanted
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture whose values tell the place, sharp enough that half a pixel's shift shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack(
+        [127 + 120 * np.sin(x / 9), 127 + 120 * np.sin(y / 11), 127 + 120 * np.sin((x + y) / 13)], axis=2
+    ).astype(np.uint8)
+
+
+def jpeg(pixels: np.ndarray, orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0, exif=exif)
+    return buffer.getvalue()
+
+
+def half_sized(size: tuple[int, int]) -> tuple[int, int]:
+    return round(size[0] * 0.23), round(size[1] * 0.23)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_at_a_size_is_decoded_and_resized(name: str, scaled: bool) -> None:
+    data = encoded(name)
+    for wanted in ((48, 64), (30, 40), (96, 128)):  # none so small that a JPEG would be reduced
+        pixels, size = decode_at(data, lambda _, wanted=wanted: wanted, scaled=scaled)
+        assert size == (48, 64)
+        np.testing.assert_array_equal(pixels, resized(decode(data), wanted))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("height", "width"), [(400, 600), (401, 603), (407, 601), (399, 607)])
+def test_scaled_decoding_puts_everything_where_it_was(height: int, width: int, orientation: int) -> None:
+    data = jpeg(smooth(height, width), orientation)
+    full, size = decode_at(data, half_sized)
+    fast, same = decode_at(data, half_sized, scaled=True)
+    assert size == same == read_header(data).size
+    assert fast.shape == full.shape == (*half_sized(size), 3)
+    inside = (slice(2, -2), slice(2, -2))
+
+    def difference(other: np.ndarray) -> float:
+        return float(np.abs(fast[inside].astype(int) - other[inside].astype(int)).mean())
+
+    # Nearer to the full decoding than to the same a quarter of a pixel further, whichever way that is.
+    shifts = [cv2.warpAffine(full, np.float32([[1, 0, dx], [0, 1, dy]]), full.shape[1::-1])
+              for dx, dy in ((0.25, 0), (-0.25, 0), (0, 0.25), (0, -0.25))]  # fmt: skip
+    assert difference(full) < min(map(difference, shifts))
+    assert difference(full) < 4
+
+
+@pytest.mark.parametrize(("side", "wanted", "by"), [(800, 400, 2), (800, 401, 1), (800, 200, 4), (800, 100, 8),
+                                                    (800, 20, 8), (799, 400, 2), (797, 400, 1)])  # fmt: skip
+def test_a_picture_is_never_reduced_below_what_is_wanted(
+    side: int, wanted: int, by: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = images._stored
+    seen: list[int] = []
+
+    def watched(data: bytes, header: images.Header, reduced_by: int = 1) -> np.ndarray:
+        seen.append(reduced_by)
+        return stored(data, header, reduced_by)
+
+    monkeypatch.setattr(images, "_stored", watched)
+    pixels, _ = decode_at(jpeg(smooth(side, side)), lambda _: (wanted, wanted), scaled=True)
+    assert seen == [by]
+    assert pixels.shape == (wanted, wanted, 3)
+
+
+def test_colours_of_a_reduced_picture_are_those_of_the_whole() -> None:
+    for colour in ((250, 10, 10), (10, 250, 10), (10, 10, 250)):
+        data = jpeg(np.full((256, 256, 3), colour, np.uint8))
+        pixels, _ = decode_at(data, lambda _: (64, 64), scaled=True)
+        assert np.abs(pixels.astype(int) - colour).max() <= 4
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.9, 0.999])
+def test_a_cut_picture_is_refused_reduced_too(keep: float) -> None:
+    data = jpeg(smooth(400, 400))
+    with pytest.raises(ImageError, match="cut short"):
+        decode_at(data[: int(len(data) * keep)], lambda _: (50, 50), scaled=True)

@@ -18,7 +18,16 @@ import torch
 from PIL import Image
 
 from boxwright.data.article import article_augmentation
-from boxwright.data.loader import Samples, collate, ordered_batches, shuffled, training_batches
+from boxwright.data.loader import (
+    Aspects,
+    EpochOrder,
+    Samples,
+    collate,
+    grouped,
+    ordered_batches,
+    shuffled,
+    training_batches,
+)
 from boxwright.data.transforms import Augmentation, Fit, make_sample, random_flip
 from boxwright.types import Batch, Record, Size, UserError
 
@@ -224,3 +233,115 @@ def test_evaluation_counts_the_objects_of_the_missing(records: list[Record], cap
 def test_when_all_are_gone_it_says_so(records: list[Record], workers: int) -> None:
     with pytest.raises(UserError, match=r"gone_00\d\.png"):
         next(training(without(records, *range(len(records))), FIT, batch=2, workers=workers))
+
+
+# Pictures of similar aspect together
+
+
+def aspects(count: int) -> Aspects:
+    return Aspects(np.random.default_rng(0).uniform(0.5, 2, count).astype(np.float32))
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 4), (7, 2), (400, 3), (1000, 4), (12, 50)])
+def test_a_grouped_epoch_has_every_picture_once(count: int, batch: int) -> None:
+    seen = {tuple(grouped(aspects(count), batch, 1, epoch).tolist()) for epoch in range(3)}
+    assert all(sorted(order) == list(range(count)) for order in seen)
+    assert len(seen) == (3 if count > 1 else 1)
+    assert tuple(grouped(aspects(count), batch, 1, 2).tolist()) in seen
+
+
+def test_grouping_makes_a_batch_alike() -> None:
+    known = aspects(1000)
+
+    def spread(order: Any) -> float:
+        batches = known.values[order[:1000]].reshape(-1, 4)
+        return float(np.mean(batches.max(axis=1) - batches.min(axis=1)))
+
+    assert spread(grouped(known, 4, 0, 0)) < spread(shuffled(1000, 0, 0)) / 20
+
+
+def test_neighbours_change_from_epoch_to_epoch() -> None:
+    known = aspects(1000)
+    pairs = [{frozenset(pair) for pair in grouped(known, 2, 0, epoch).reshape(-1, 2).tolist()} for epoch in range(2)]
+    assert len(pairs[0] & pairs[1]) < 50
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_grouped_batches_can_be_gone_on_with_and_shared(records: list[Record], workers: int) -> None:
+    options: dict[str, Any] = {"batch": 3, "group_aspect": True, "augmentations": ARTICLE, "workers": workers}
+    straight = list(islice(training(records, FIT, **options), 9))
+    for epoch in (straight[:3], straight[3:6], straight[6:]):
+        assert sorted(names(epoch)) == [record.id for record in records]
+    assert digest(islice(training(records, FIT, start_step=4, **options), 5)) == digest(straight[4:])
+    shares = [islice(training_batches(records, FIT, rank=rank, ranks=2, **options), 9) for rank in (0, 1)]
+    for whole, both in zip(straight, zip(*shares, strict=True), strict=True):
+        joined = [image for share in both for image in share.batch.images[: share.pictures]]
+        assert torch.equal(torch.stack(joined), whole.images)
+
+
+def test_the_step_of_a_place_is_where_it_comes() -> None:
+    for order in (EpochOrder(11, 3, 5), EpochOrder(11, 3, 5, aspects(11))):
+        assert all(order.step_of(place) == step for step in range(12) for place in order[step])
+
+
+# Batches of several sizes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_size_of_a_batch_is_drawn_from_its_step(records: list[Record], workers: int) -> None:
+    options: dict[str, Any] = {"batch": 3, "multi_scale": (32, 128), "augmentations": ARTICLE, "workers": workers}
+    straight = list(islice(training(records, FIT, **options), 30))
+    sides = [max(batch.images.shape[2:]) for batch in straight]
+    assert set(sides) == {32, 64, 96, 128}
+    for batch, side in zip(straight, sides, strict=True):
+        assert all(max(size) == side for size in batch.sizes)
+    assert digest(islice(training(records, FIT, start_step=7, **options), 5)) == digest(straight[7:12])
+    shares = [islice(training_batches(records, FIT, rank=rank, ranks=2, **options), 6) for rank in (0, 1)]
+    for whole, both in zip(straight, zip(*shares, strict=True), strict=False):
+        joined = [image for share in both for image in share.batch.images[: share.pictures]]
+        assert torch.equal(torch.stack(joined), whole.images)
+
+
+def test_boxes_follow_the_size_of_the_batch(records: list[Record]) -> None:
+    by_id = {record.id: record for record in records}
+    for batch in islice(training(records, FIT, batch=2, multi_scale=(32, 128)), 12):
+        for name, (height, width), boxes in zip(batch.ids, batch.sizes, batch.boxes, strict=True):
+            record = by_id[name]
+            scale = np.array([width / record.size[1], height / record.size[0]] * 2, np.float32)
+            np.testing.assert_allclose(boxes.numpy(), record.boxes * scale, rtol=1e-6)
+
+
+def test_readers_have_room_for_the_largest_batch(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("boxwright.data.feeding._read_here", lambda *_: pytest.fail("a slot was too small"))
+    options: dict[str, Any] = {"batch": 7, "multi_scale": (32, 256), "scale_jitter": (0.5, 2.0)}
+    sides = {batch.images.shape[2] for batch in islice(training(records, FIT, workers=2, **options), 20)}
+    assert 256 in sides
+
+
+# A picture that changed since the scan
+
+
+def test_another_picture_under_the_name_is_no_picture_of_the_record(
+    records: list[Record], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "other.png"
+    Image.fromarray(np.full((64, 48, 3), 255, np.uint8)).save(path)
+    changed = [replace(records[1], image=path, size=(48, 64)), records[2]]
+    with caplog.at_level(logging.WARNING, "boxwright"):
+        assert set(names(islice(training(changed, FIT, batch=1), 2))) == {"002"}
+        assert not next(ordered_batches(changed[:1], FIT, batch=1)).images.any()
+    assert "is 48x64 now, it was 64x48" in caplog.text
+
+
+def test_without_a_gpu_nothing_is_pinned(records: list[Record]) -> None:
+    batch = next(ordered_batches(records, FIT, batch=2))
+    assert batch.images.dtype == torch.uint8
+    assert not batch.images.is_pinned()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pinned_batches_hold_the_same(records: list[Record]) -> None:
+    plain = list(ordered_batches(records, FIT, batch=2))
+    pinned = list(ordered_batches(records, FIT, batch=2, pinned=True))
+    assert all(batch.images.is_pinned() for batch in pinned)
+    assert digest(pinned) == digest(plain) == digest(batch.to("cuda").to("cpu") for batch in pinned)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,7 @@ from boxwright.data.formats.pictures import few
 from boxwright.data.images import ImageError, read_header
 from boxwright.data.layout import Layout, SplitName, address_layout, find_layout
 from boxwright.data.members import is_address
+from boxwright.progress import Progress
 from boxwright.registry import nearest
 from boxwright.types import Fault, Member, Record, UserError
 
@@ -96,7 +99,9 @@ class Dataset:
         labels = {class_name: label for label, class_name in enumerate(self.classes)}
         records: list[Record] = []
         faults = [fault for source in self.layout.splits[name] for fault in self._reader(source).faults]
-        for item, reader in items:
+        progress = Progress(f"{name}: looked at picture", len(items), _tell, every=2.0)
+        for done, (item, reader) in enumerate(items):
+            progress(done)
             record, found = _read(item, reader, labels)
             faults += found
             if record is not None:
@@ -211,6 +216,12 @@ def open_dataset(data: str | Path) -> Dataset:
         if source in val:
             raise UserError(f"train and val are the same: {source}")
     return Dataset(path, layout)
+
+
+def _tell(line: str) -> None:
+    """How far a long scan is; of several processes the first says it."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(line + "\n")
 
 
 # --- the pictures of a split
