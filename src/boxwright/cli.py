@@ -192,6 +192,36 @@ def predict(
     return 3 if done.skipped else 0
 
 
+def report(
+    *runs: Path,
+    compare: bool = False,
+    watch: bool = False,
+    output: Path | None = None,
+    port: int = 8770,
+    json: Json = False,
+) -> int:
+    """Write one offline page about a run: curves, pictures, mistakes, options.
+
+    Parameters
+    ----------
+    runs
+        The folder of a training or of an evaluation; with --compare several.
+    compare
+        Lay several runs side by side.
+    watch
+        Serve the page to this machine while the run goes on; Ctrl-C ends it.
+    output
+        The page; by default report.html in the folder, or comparison.html beside the first.
+    port
+        Of --watch; 0 takes any that is free.
+    """
+    path = verbs.report(*runs, compare=compare, watch=watch, output=output, port=port, say=_say)
+    if path:
+        _say(str(path))
+    _result(json, {"report": path})
+    return 0
+
+
 def models(
     name: str | None = None, /, *, plugin: Annotated[list[Path] | None, Parameter()] = None, json: Json = False
 ) -> int:

@@ -223,6 +223,39 @@ def check(
     )
 
 
+def report(
+    *folders: str | Path,
+    compare: bool = False,
+    watch: bool = False,
+    output: str | Path | None = None,
+    port: int = 8770,
+    say: Say = lambda _: None,
+) -> Path | None:
+    """One offline page about a run: the folder of a training or of an evaluation; gives the page's path.
+
+    `compare` lays several runs side by side. `watch` serves the page on this machine while the run goes on, until
+    Ctrl-C, and writes nothing. Only files are read: no model, no data set.
+    """
+    if compare and watch:
+        raise UserError("--watch follows one run, --compare lays several side by side: say one of them")
+    if not folders:
+        raise UserError("which run? `boxwright report RUN` wants the folder that a training or an evaluation wrote")
+    if len(folders) > 1 and not compare:
+        raise UserError(f"{len(folders)} folders: say --compare to lay them side by side, or name one")
+    places = [Path(folder) for folder in folders]
+    if watch:
+        if output:
+            raise UserError("--watch writes no file: leave out --output")
+        from boxwright.report.watch import watch as serve
+
+        serve(places[0], port=port, say=say)
+        return None
+    from boxwright.report import write_comparison, write_report
+
+    target = Path(output) if output else None
+    return write_comparison(places, target) if compare else write_report(places[0], target)
+
+
 @dataclass(frozen=True)
 class Demo:
     """What the demo made."""

@@ -5,6 +5,7 @@ followed    how the training went          judged      where AP is lost (grids: 
 described   options, machine, commands     compare     several runs side by side
 charts      numbers → SVG                  pictures    files → small JPEGs inside the page
 markup      values → escaped HTML          page        parts → the file
+dataset     the same for what `data check` found
 watch       the same page, served on this machine while the run goes on
 """
 
@@ -14,10 +15,14 @@ import errno
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from boxwright.errors import DiskFailed, UserError
 
-__all__ = ["write_comparison", "write_report"]
+if TYPE_CHECKING:
+    from boxwright.data.check import Checked
+
+__all__ = ["write_check", "write_comparison", "write_report"]
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -47,17 +52,24 @@ def write_comparison(folders: Sequence[Path], output: Path | None = None) -> Pat
     return _write(target, of_runs([read(folder) for folder in folders]))
 
 
-def checked_output(path: Path) -> Path:
-    """A place that a page may be written to; another is a `UserError`."""
+def write_check(checked: Checked, output: Path) -> Path:
+    """Write what the dataset doctor found; gives the path."""
+    from boxwright.report.dataset import of_dataset
+
+    return _write(checked_output(output, "--html"), of_dataset(checked), "--html")
+
+
+def checked_output(path: Path, option: str = "--output") -> Path:
+    """A place that a page may be written to, named by an `option`; another is a `UserError`."""
     path = path.expanduser()
     if path.is_dir():
-        raise UserError(f"--output {path} is a folder; wanted is a file such as {path / 'report.html'}")
+        raise UserError(f"{option} {path} is a folder; wanted is a file such as {path / 'report.html'}")
     if path.suffix.lower() not in (".html", ".htm"):  # so that no weights are written over by mistake
-        raise UserError(f"--output {str(path)[:200]} must end in .html")
+        raise UserError(f"{option} {str(path)[:200]} must end in .html")
     return path
 
 
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, text: str, option: str = "--output") -> Path:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,5 +81,5 @@ def _write(path: Path, text: str) -> Path:
         reason = f"cannot write {str(path)[:200]}: {error.strerror}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise DiskFailed(reason) from error
-        raise UserError(f"{reason}. Choose another place with --output") from None
+        raise UserError(f"{reason}. Choose another place with {option}") from None
     return path

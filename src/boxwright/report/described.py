@@ -163,6 +163,8 @@ def shown(value: Any) -> str:
         return "–"
     if isinstance(value, list):
         return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
     return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
@@ -170,7 +172,7 @@ def _machine(found: Found) -> Html | None:
     environment = {k: v for k, v in found.environment.items() if v not in (None, {}, [])}
     if not environment:
         return None
-    rows = [(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
+    rows = [(key, shown(value))
             for key, value in environment.items()]  # fmt: skip
     return join([tag("h3", "Machine and versions"), table(("what", "here"), rows, caption="From env.json", words=2)])
 

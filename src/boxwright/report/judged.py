@@ -96,26 +96,26 @@ def scores(judged: Judged) -> Html | None:
         ("coco", "COCO", "AP is the mean over IoU 0.50 to 0.95 and all classes; AR the recall with so many boxes."),
         ("voc", "Pascal VOC", "07@50 is VOC 2007's mean of 11 points, area the one since 2010; IoU after the @."),
     ):
-        figures = _floats(found.get(key))
-        if figures:
+        known = figures(found.get(key))
+        if known:
             intervals = found.get("intervals")
             interval = intervals.get(key) if isinstance(intervals, dict) else None
             rows = [[k, bar(v, 1.0, label=fraction(v)), fraction(v), *_interval(interval, k)]
-                    for k, v in figures.items()]  # fmt: skip
+                    for k, v in known.items()]  # fmt: skip
             head = ["figure", "", title, *(["95 % interval"] if isinstance(interval, dict) else [])]
             parts.append(tag("div", table(head, rows, caption=title, words=2), tag("p", said, class_="said")))
-    figures = tag("div", *parts, class_="columns") if parts else None
+    columns = tag("div", *parts, class_="columns") if parts else None
     classes = _per_class(judged)
-    if not figures and not classes:
+    if not columns and not classes:
         return None
     facts = [f"{key} {number(float(found[key]))}" for key in ("images", "objects") if isinstance(found.get(key), int)]
     said = [f"{key} {found[key]}" for key in ("weights", "data", "split") if isinstance(found.get(key), str)]
-    return join([tag("p", "; ".join([*said, *facts])) if said or facts else None, figures, classes])
+    return join([tag("p", "; ".join([*said, *facts])) if said or facts else None, columns, classes])
 
 
 def _per_class(judged: Judged) -> Html | None:
     listed = judged.scores.get("per_class")
-    rows = {k: _floats(v) for k, v in listed.items()} if isinstance(listed, dict) else {}
+    rows = {k: figures(v) for k, v in listed.items()} if isinstance(listed, dict) else {}
     if not rows:
         return None
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
@@ -308,7 +308,7 @@ def _maybe(text: str | None) -> Html | str:
     return "–" if text is None else name(text)
 
 
-def _floats(value: Any) -> dict[str, float]:
+def figures(value: Any) -> dict[str, float]:
     """The figures of a mapping, NaN for null."""
     if not isinstance(value, Mapping):
         return {}
