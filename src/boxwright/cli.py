@@ -351,8 +351,9 @@ def data_prepare(
 
 
 def data_convert(
-    source: Path,
+    source: str,
     folder: Path,
+    /,
     *,
     to: Literal["voc", "coco", "yolo", "labelme", "csv"],
     splits: Annotated[list[Literal["train", "val", "test"]] | None, Parameter(consume_multiple=True)] = None,
@@ -368,7 +369,7 @@ def data_convert(
     Parameters
     ----------
     source
-        What --data takes in training: a folder, data YAML, COCO json or CSV. It stays as it is.
+        What --data takes in training: a folder, data YAML, COCO json, CSV or shards. It stays as it is.
     folder
         To be made, with pictures, annotations and data.yaml inside.
     to
@@ -499,6 +500,9 @@ def data_check(
     max_bad: float = 0.01,
     skip_bad: bool = False,
     ignore_unknown: bool = False,
+    fix: Path | None = None,
+    copy: bool = False,
+    html: Path | None = None,
     workers: int | None = None,
     json: Json = False,
 ) -> int:
@@ -524,18 +528,27 @@ def data_check(
         As in train: annotations that contradict themselves are left out, and no error.
     ignore_unknown
         As in train: objects of unknown classes are left out, and no error.
+    fix
+        A folder to be made: a corrected copy, with a list of all changes. The dataset stays as it is.
+    copy
+        With --fix: make copies where hard links to the pictures would do.
+    html
+        A file to be written: the report as one offline page, with pictures of the worst.
     workers
         Processes that decode; by default one for each core.
     """
-    from boxwright.data.check.text import as_json, encodable, report_lines
+    from boxwright.data.check.text import as_json, encodable, mended_lines, report_lines
 
     checked = verbs.check(
         data, splits=split or (), decode=decode, imgsz=imgsz, max_bad=max_bad, skip_bad=skip_bad,
-        ignore_unknown=ignore_unknown, workers=workers, say=_say,
+        ignore_unknown=ignore_unknown, html=html, workers=workers, say=_say,
     )  # fmt: skip
     stream = sys.stderr if json else sys.stdout
     _print(json, "\n".join(encodable(report_lines(checked, limit=max(limit, 0)), stream.encoding)))
-    _result(json, as_json(checked))
+    mended = verbs.mend(data, fix, copy=copy, say=_say) if fix else None
+    if mended:
+        _print(json, "\n".join(encodable(mended_lines(mended), stream.encoding)))
+    _result(json, {**as_json(checked), "fixed": mended})
     return 1 if checked.errors else 0
 
 

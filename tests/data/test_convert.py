@@ -33,10 +33,11 @@ from boxwright.data.formats import FORMATS
 from boxwright.data.formats.base import FormatName, class_name, is_class_name
 from boxwright.data.formats.written import MARKS, WRITERS
 from boxwright.data.layout import SplitName
+from boxwright.data.shards import shard
 from boxwright.folders import held
 from boxwright.types import Record, UserError
 
-NAMES: tuple[FormatName, ...] = tuple(FORMATS)
+NAMES: tuple[FormatName, ...] = tuple(WRITERS)
 Thing = tuple[str, Sequence[float], Mapping[str, Any]]  # class, x1 y1 x2 y2, marks
 Pictures = Mapping[str, tuple[tuple[int, int], Sequence[Thing]]]  # (height, width), objects, by the picture's path
 
@@ -490,6 +491,19 @@ def test_pictures_without_objects_are_kept_however_many_come_first(to: FormatNam
         assert_same(open_dataset(opened), open_dataset(data))
 
 
+@pytest.mark.parametrize("to", NAMES)
+def test_a_folder_called_like_a_split_is_not_mistaken_for_it(to: FormatName, tmp_path: Path) -> None:
+    things: list[Thing] = [("cat", (1, 1, 9, 9), {})]
+    splits: dict[str, Pictures] = {
+        "train": {"a.png": ((20, 20), things)},
+        "val": {"train/a.png": ((20, 20), things), "deep/train/a.png": ((20, 20), things)},
+    }
+    data = write_source(tmp_path, splits, ["cat"])
+    converted(data, tmp_path / "made", to)
+    for opened in (tmp_path / "made", tmp_path / "made/data.yaml"):
+        assert_same(open_dataset(opened), open_dataset(data))
+
+
 def test_a_gif_goes_only_where_it_is_found(tmp_path: Path) -> None:
     things: list[Thing] = [("cat", (1, 1, 9, 9), {})]
     data = write_source(
@@ -620,6 +634,19 @@ def test_after_a_kill_the_next_call_goes_on(step: int, to: FormatName, how: str,
     assert tree(tmp_path / "made") == tree(tmp_path / "straight")
     assert not (tmp_path / "made.partial").exists()
     assert tree(source.parent) == before
+
+
+# --- from shards
+
+
+@pytest.mark.parametrize("to", NAMES)
+def test_pictures_come_out_of_shards_as_they_went_in(to: FormatName, source: Path, tmp_path: Path) -> None:
+    original = open_dataset(source)
+    shard(original, tmp_path / "shards", size=1 << 20, tolerance={}, say=lambda _: None)
+    done = converted(tmp_path / "shards", tmp_path / "made", to)
+    assert (done.linked, done.written) == (0, 5)
+    assert_same(open_dataset(tmp_path / "made"), original, marks=held_by(to), slack=WRITERS[to].slack)
+    assert "--to shards: there are voc" in refusal(source, tmp_path / "other", "shards")
 
 
 # --- mistakes and the command line

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, Literal
 
 import numpy as np
 import yaml
@@ -26,11 +26,13 @@ from boxwright.data.formats import FORMATS
 from boxwright.data.formats.base import FormatName
 from boxwright.data.formats.pictures import few
 from boxwright.data.formats.written import MARKS, WRITERS, Named, Writer
-from boxwright.data.images import EXTENSIONS, read_header
+from boxwright.data.images import ImageError, read_bytes
 from boxwright.data.layout import SplitName
+from boxwright.data.naming import picture_names
 from boxwright.data.placing import (
     BLOCK,
     LINKED,
+    File,
     OnDisk,
     Piece,
     Say,
@@ -43,7 +45,7 @@ from boxwright.data.placing import (
     require_room,
 )
 from boxwright.folders import held
-from boxwright.types import Fault, Record, UserError
+from boxwright.types import Fault, Member, Record, UserError
 
 Difficult = Literal["keep", "drop"]
 Records = Mapping[SplitName, Sequence[Record]]
@@ -84,6 +86,8 @@ def convert_dataset(
     crowd where `to` has no marks. `copy` makes no hard links. The others are `Dataset.read`'s. Raises `UserError` where
     the source is refused, `folder` is taken or inside the source, or there is no room.
     """
+    if to not in WRITERS:
+        raise UserError(f"--to {to}: there are {', '.join(WRITERS)}")
     folder, writer, title = destination(folder), WRITERS[to], FORMATS[to].title
     _require_free(folder)
     dataset = open_dataset(source)
@@ -104,7 +108,7 @@ def convert_dataset(
         lost = (f"only boxes are read, and so not written: {unread}", *lost)
     for line in lost:
         say(line)
-    named: Everything = {name: _named(those, writer, title) for name, those in records.items()}
+    named: Everything = {name: picture_names(those, writer, title) for name, those in records.items()}
     renamed = _tell_renamed(records, named, title, say)
 
     partial = partial_of(folder)
@@ -242,65 +246,6 @@ def _held(record: Record, marks: Sequence[str], *, drop: bool) -> Record:
 # --- names
 
 
-def _named(records: Sequence[Record], writer: Writer, title: str) -> list[Named]:
-    """Records by names that no two share, not even where a and A are one name; ids are kept where they can be."""
-    wanted = [_possible(record.id, writer) for record in records]
-    suffixes = [_suffix(record, writer, title) for record in records]
-    folders = {parent.as_posix().casefold() for stem in wanted for parent in PurePosixPath(stem).parents}
-    taken: set[str] = set()
-    names = list(wanted)
-    for index in sorted(range(len(records)), key=lambda index: wanted[index] != records[index].id):
-        number = 1
-        while (key := names[index].casefold()) in taken or {f"{key}{suffixes[index].lower()}", f"{key}.txt"} & folders:
-            number += 1
-            names[index] = f"{wanted[index]}_{number}"
-        taken.add(key)
-    return [
-        Named(f"{name}{suffix}", replace(record, id=name))
-        for name, suffix, record in zip(names, suffixes, records, strict=True)
-    ]
-
-
-_MOST_BYTES = 240  # of a name: file systems take 255 with the extension
-_MOST_FOLDERS = 12
-
-
-def _possible(id: str, writer: Writer) -> str:
-    """The nearest to an id that every reader of the format can find a picture by."""
-    letters = unicodedata.normalize("NFC", id).replace("\\", "_")
-    letters = "".join("_" if unicodedata.category(letter).startswith("C") else letter for letter in letters)
-    parts = [_part(part) for part in letters.split("/")]
-    parts = [*(f"{part}_" if part.lower() in writer.closed else part for part in parts[:-1]), parts[-1]]
-    if re.fullmatch("[A-Za-z]:", parts[0]):
-        parts[0] = f"{parts[0][0]}_"  # the drive of a Windows path
-    if not writer.nested or len(parts) > _MOST_FOLDERS:
-        parts = [_part("_".join(parts))]
-    return "/".join(parts)
-
-
-def _part(part: str) -> str:
-    part = part.strip()
-    if not part or part.startswith("."):  # hidden, or no name at all
-        part = f"_{part}"
-    if len(data := part.encode()) > _MOST_BYTES:
-        digest = hashlib.sha256(data).hexdigest()[:12]
-        part = f"{data[: _MOST_BYTES - 13].decode(errors='ignore')}_{digest}"
-    return part
-
-
-def _suffix(record: Record, writer: Writer, title: str) -> str:
-    """The extension of a picture: its own, or that of what it holds where its own says nothing."""
-    own = Path(record.image).suffix
-    if own.lower() in EXTENSIONS:
-        return own
-    form = read_header(record.image).format
-    if form != "GIF":
-        return {"JPEG": ".jpg", "TIFF": ".tif"}.get(form, f".{form.lower()}")
-    if not writer.nested or writer.closed:
-        raise UserError(f"{record.image} is a GIF, which nothing finds in a folder of {title}. Make a PNG of it first")
-    return own if not record.id.endswith(own) else ""
-
-
 def _tell_renamed(records: Records, named: Everything, title: str, say: Say) -> int:
     changed = [
         f"{old.id!r} is {new.record.id!r}"
@@ -354,12 +299,38 @@ def _pieces(named: Everything, writer: Writer) -> list[Piece]:
     for split, those in named.items():
         place = writer.pictures.format(writer.split(split))
         for name, record in those:
-            image = Path(record.image)
+            if isinstance(record.image, Member):
+                pieces.append(Piece(_InShard(record.image), f"{place}/{name}"))
+                continue
+            image = record.image
             if image.parent not in folders:
                 folders[image.parent] = os.path.realpath(image.parent)
             path = os.path.realpath(image) if image.is_symlink() else f"{folders[image.parent]}/{image.name}"
             pieces.append(Piece(OnDisk(path), f"{place}/{name}"))
     return pieces
+
+
+class _InShard(File):
+    """A picture in a tar file, perhaps behind an address."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self.offset = member.offset
+
+    def __str__(self) -> str:
+        return str(self._member)
+
+    def open(self) -> IO[bytes]:
+        try:
+            return BytesIO(read_bytes(self._member))
+        except ImageError as error:
+            raise UserError(str(error)) from None
+
+    def stat(self) -> tuple[int, float]:
+        return self._member.length, _NO_TIME
+
+
+_NO_TIME = 315_532_800.0  # 1980-01-01, the first that every file system can hold: an index knows no times
 
 
 def _make_room(partial: Path, named: Everything) -> None:

@@ -41,6 +41,7 @@ class Writer:
     describe: Callable[[Sequence[str], Sequence[str]], dict[str, Any]]  # splits, classes → what data.yaml says
     marks: tuple[str, ...] = MARKS
     nested: bool = False  # whether pictures may lie in folders
+    listed: bool = False  # whether they are found by the names that a file gives, whatever their extension
     closed: frozenset[str] = frozenset()  # names of folders that mean something to its readers, in lower case
     val: str = "val"  # what it calls that split
     slack: float = 0.0  # pixels by which an edge may come back otherwise, by rounding alone
@@ -235,15 +236,16 @@ def _describe_csv(splits: Sequence[str], classes: Sequence[str]) -> dict[str, An
     )
 
 
+_OURS = frozenset(("train", "val", "test", "annotations"))  # a name that begins so may be looked for in these
 # VOC: 1 is added to xmin, so what lies below 2**-29 of a pixel is rounded; YOLO: the centre and sides of a box near 0
 # are, to 2**-52 of the picture's width.
 WRITERS: Mapping[FormatName, Writer] = {
     "voc": Writer("{}/images", _write_voc, _describe_voc, val="valid", slack=2**-50),
     "labelme": Writer("{}", _write_labelme, _describe_labelme),
-    "coco": Writer("{}", _write_coco, _describe_coco, nested=True),
+    "coco": Writer("{}", _write_coco, _describe_coco, nested=True, listed=True, closed=_OURS),
     "yolo": Writer(
         "images/{}", _write_yolo, _describe_yolo, marks=(), nested=True, slack=1e-9,
         closed=frozenset(("images", "jpegimages", "labels", "annotations")),
     ),
-    "csv": Writer("{}", _write_csv, _describe_csv, nested=True),
+    "csv": Writer("{}", _write_csv, _describe_csv, nested=True, listed=True, closed=_OURS),
 }  # fmt: skip
