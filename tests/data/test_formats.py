@@ -208,7 +208,8 @@ def test_every_format_is_recognised_in_a_folder_and_by_its_name(name: str, tmp_p
     dataset = open_dataset(folder)
     assert everything(dataset).keys() == wanted.keys()
     title = FORMATS[name].title  # type: ignore[index]
-    assert any(note.startswith(f"{title}: ") for note in dataset.notes) == (name != "voc")
+    assert any(note.startswith(f"{title}: ") for note in dataset.notes)
+    assert not any("not read" in note for note in dataset.notes)
 
 
 def test_marks_left_out_of_a_record_are_not_set() -> None:
@@ -365,6 +366,35 @@ def test_notes_say_what_was_recognised_and_why(tmp_path: Path) -> None:
     assert "boxes are two corners, in xmin ymin xmax ymax, pixels counted from 0" in notes
     assert f"pictures are in {tmp_path / 'csv' / 'images'}" in notes
     assert "not used: download" in "\n".join(open_dataset(ultralytics_yolo(tmp_path / "u")).notes)
+
+
+def test_of_two_formats_in_one_place_it_is_said_which_is_left(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    for line in ("", YOLO_LINE):
+        (tmp_path / "labels" / "a.txt").write_text(line)
+        notes = "\n".join(open_dataset(tmp_path).notes)
+        assert f"Pascal VOC: 5 .xml in {tmp_path / 'labels'}" in notes
+        assert ("YOLO's (1 .txt with lines of numbers) in the same place not read" in notes) == bool(line)
+    shape = {"shapes": [BOX_SHAPE], "imagePath": "a.jpg"}
+    dump(tmp_path / "labels" / "a.json", shape)
+    assert "LabelMe's (1 .json with shapes) and YOLO's" in "\n".join(open_dataset(tmp_path).notes)
+    (tmp_path / "classes.txt").write_text("cat\n")
+    (tmp_path / "d.yaml").write_text("path: .\nformat: yolo\n")
+    assert "not read" not in "\n".join(open_dataset(tmp_path / "d.yaml").notes)
+
+
+@pytest.mark.parametrize("lists", [("trainval", "test"), ("train", "val"), ()])
+def test_a_year_of_voc_says_what_it_was_known_by(lists: tuple[str, ...], tmp_path: Path) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    xml = f"<annotation><object><name>cat</name>{box}</object></annotation>"
+    for name in ("a", "b"):
+        one(tmp_path, "VOC2007/JPEGImages", "VOC2007/Annotations", ".xml", xml, name)
+    (tmp_path / "VOC2007/ImageSets/Main").mkdir(parents=True)
+    for name, picture in zip(lists, "ab", strict=False):
+        (tmp_path / f"VOC2007/ImageSets/Main/{name}.txt").write_text(f"{picture}\n")
+    notes = open_dataset(tmp_path).notes
+    assert notes[0] == f"Pascal VOC: Annotations and JPEGImages in {tmp_path / 'VOC2007'}"
+    assert notes[1].startswith(f"training on {lists[0]}, validating on {lists[1]}" if lists else "no validation split")
 
 
 def test_the_split_that_is_drawn_is_the_same_in_every_format(tmp_path: Path) -> None:

@@ -233,10 +233,20 @@ def _understood(source: Source, only: FormatName | None = None, *, one_file: boo
             if len(found) > 1:
                 raise UserError(f"{source.annotations} has several {form.title} files: {_names(found)}. {_SAY_WHICH}")
         if found and (reason := form.sign(found)):
+            left = "" if only else _left_aside(name, files)
             if form.one_file:
-                return Source(None, found[0], format=name), reason
-            return replace(source, format=name), f"{reason} in {source.annotations}"
+                return Source(None, found[0], format=name), f"{reason}{left}"
+            return replace(source, format=name), f"{reason} in {source.annotations}{left}"
     return None
+
+
+def _left_aside(taken: FormatName, files: Mapping[str, list[Path]]) -> str:
+    """What other formats a folder shows, which come later in the order; nothing if there is none."""
+    others: list[str] = []
+    for name, form in FORMATS.items():
+        if name != taken and (there := files.get(form.suffix)) and (reason := form.sign(there)):
+            others.append(f"{form.title}'s ({reason})")
+    return f"; {' and '.join(others)} in the same place not read: `format:` in a data YAML chooses" if others else ""
 
 
 _SAY_WHICH = "Say in a data YAML which are train and val"
@@ -291,10 +301,8 @@ def _by_suffix(folder: Path) -> dict[str, list[Path]]:
 
 
 def _format_notes(seen: Iterable[tuple[Source, str]]) -> tuple[str, ...]:
-    """What was recognised and why; nothing about VOC, which is what is expected."""
-    return tuple(
-        dict.fromkeys(f"{FORMATS[source.format].title}: {reason}" for source, reason in seen if source.format != "voc")
-    )
+    """What was recognised and why."""
+    return tuple(dict.fromkeys(f"{FORMATS[source.format].title}: {reason}" for source, reason in seen))
 
 
 def _description_in(folder: Path) -> DataYaml | None:
@@ -355,18 +363,20 @@ def _devkit_layout(years: list[Path]) -> Layout:
         union = [source for sources in found for source in sources]
         return tuple(_prefixed(union) if len(years) > 1 else union)
 
+    known = f"{FORMATS['voc'].title}: Annotations and JPEGImages in {', '.join(map(str, years))}"
     test = sources(("test",))
     tested: Splits = {"test": test} if test else {}
     if any(len(lists(year, ("trainval", "test"))) == 2 for year in years):
         train = sources(("trainval",), ("train", "val"))
         note = "training on trainval, validating on test"
-        return Layout({"train": train, "val": test, **tested}, notes=(note,))
+        return Layout({"train": train, "val": test, **tested}, notes=(known, note))
     train, val = sources(("train",), ("trainval",)), sources(("val",))
     if train and val:
-        return Layout({"train": train, "val": val, **tested})
+        note = "training on train, validating on val"
+        return Layout({"train": train, "val": val, **tested}, notes=(known, note))
     everything = [_pair(year) for year in years]
     train = train or tuple(_prefixed(everything) if len(years) > 1 else everything)
-    return _with_validation(Layout({"train": train, **tested}))
+    return _with_validation(Layout({"train": train, **tested}, notes=(known,)))
 
 
 def _prefixed(sources: Iterable[Source]) -> list[Source]:
