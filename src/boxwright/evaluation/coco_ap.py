@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxwright.evaluation.matching import Flat, assign, flatten, pairs
-from boxwright.evaluation.precision import Verdicts, average_precision, by_class, class_starts, mean
+from boxwright.evaluation.precision import Verdicts, average_precision, class_starts, mean
 from boxwright.types import Bool, Detections, Int64, Record
 
 Float64 = NDArray[np.float64]
@@ -37,14 +37,14 @@ class Coco:
     place: Int64  # (D,) of each detection among those of its class and picture, from 0
 
     def figures(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """The figures named in `FIGURES`, and AP, AP50 and AP75 of each class; NaN where there is nothing to find."""
+        """The figures named in `FIGURES`, of the sizes judged, and AP, AP50 and AP75 of each class; NaN where there is nothing to find."""
         precision = {name: average_precision(verdicts, "coco") for name, verdicts in self.verdicts.items()}  # (K, T)
         whole = precision[""]
         half, three_quarters = whole[:, 0], whole[:, 5]
         values = {"AP": mean(whole), "AP50": mean(half), "AP75": mean(three_quarters)}
-        values |= {f"AP{name}": mean(precision[name]) for name in AREAS if name}
+        values |= {f"AP{name}": mean(precision[name]) for name in self.verdicts if name}
         values |= {f"AR{most}": self._recall("", most) for most in (1, 10, MOST)}
-        values |= {f"AR{name}": self._recall(name, MOST) for name in AREAS if name}
+        values |= {f"AR{name}": self._recall(name, MOST) for name in self.verdicts if name}
         per_class = {
             name: {"AP": mean(whole[k]), "AP50": float(half[k]), "AP75": float(three_quarters[k])}
             for k, name in enumerate(self.classes)
@@ -88,7 +88,7 @@ def judge(flat: Flat, *, sizes: bool = True) -> Coco:
     sizes: also for small, medium and large objects alone.
     """
     areas = AREAS if sizes else {"": AREAS[""]}
-    order = by_class(flat)
+    order = flat.by_class
     place = _places(flat)
     order = order[place[order] < MOST]  # (D,) all that count
     near = pairs(flat, minimum=math.nextafter(IOUS[0], 0), crowd_share=True)

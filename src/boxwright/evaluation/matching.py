@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,16 @@ class Flat:
     labels: Int64  # (D,)
     scores: Float64  # (D,)
     images: Int64  # (D,) index into `ids`, ascending
+
+    @cached_property
+    def by_class(self) -> Int64:
+        """The order of all detections by class, in a class best first, tied ones as they stand here, (D,)."""
+        best_first = np.argsort(-self.scores, kind="stable")
+        labels = self.labels[best_first]
+        few = (
+            labels.astype(np.uint16) if len(self.classes) < 1 << 16 else labels
+        )  # sorted by digits: three times as fast
+        return best_first[np.argsort(few, kind="stable")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +92,7 @@ def flatten(
     labels = _joined([found.labels for found in detections], np.int64)
     scores = _joined([found.scores for found in detections], np.float64)
     images = np.repeat(np.arange(len(records)), [len(found.labels) for found in detections])
-    best_first = np.lexsort((*boxes.T[::-1], labels, -_area(boxes, 0), -scores, images))
+    best_first = _sorted((-scores, images), (*boxes.T[::-1], labels, -_area(boxes, 0)))
     return Flat(
         classes=tuple(classes),
         ids=tuple(record.id for record in records),
@@ -149,6 +160,21 @@ def _chunks(
         kept = iou > minimum
         yield detection[kept], thing[kept], iou[kept]
         done = end
+
+
+def _sorted(keys: tuple[NDArray[Any], ...], among_equals: tuple[NDArray[Any], ...]) -> Int64:
+    """The order by `keys`, the last of them first, as lexsort has it; `among_equals` are looked at only where needed."""
+    order = np.lexsort(keys)
+    equal = np.ones(max(len(order) - 1, 0), np.bool_)
+    for key in keys:
+        values = key[order]
+        equal &= values[1:] == values[:-1]
+    tied = np.zeros(len(order), np.bool_)
+    tied[1:] |= equal
+    tied[:-1] |= equal
+    members = order[tied]
+    order[tied] = members[np.lexsort(tuple(key[members] for key in (*among_equals, *keys)))]
+    return order
 
 
 def _area(boxes: Float64, pixel: float) -> Float64:

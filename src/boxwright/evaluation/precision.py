@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.evaluation.matching import Flat
 from boxwright.types import Bool, Int64
 
 Float64 = NDArray[np.float64]
@@ -33,11 +32,6 @@ class Verdicts:
     def to_find(self) -> Int64:
         """How many objects each class has, (K,)."""
         return np.bincount(self.object_labels, minlength=len(self.starts) - 1)
-
-
-def by_class(flat: Flat) -> Int64:
-    """The order of all detections by class, in a class best first, tied ones as they stand in `flat`, (D,)."""
-    return np.lexsort((-flat.scores, flat.labels))
 
 
 def class_starts(labels: Int64, classes: int) -> Int64:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from boxwright.evaluation import precision
 from boxwright.evaluation.matching import Flat, flatten, pairs
-from boxwright.evaluation.precision import Verdicts, by_class, class_starts
+from boxwright.evaluation.precision import Verdicts, class_starts
 from boxwright.types import Detections, Record
 
 Difficult = Literal["ignore", "count", "delete"]
@@ -68,7 +68,7 @@ def judge(
     which = closest_first[first]
     overlap[detection[which]], nearest[detection[which]] = iou[which], thing[which]
 
-    order = by_class(flat)
+    order = flat.by_class
     overlap, nearest = overlap[order], nearest[order]  # (D,) all that follows is by class and best first
     excused = uncounted & (difficult == "ignore")  # (N,)
     right = np.zeros((len(ious), len(order)), np.bool_)
