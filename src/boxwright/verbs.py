@@ -23,6 +23,7 @@ from boxwright.progress import Progress
 
 if TYPE_CHECKING:
     from boxwright.data.check import Checked
+    from boxwright.data.check.mend import Mended
     from boxwright.data.shards import Sharded
     from boxwright.inference.run import Predicted
     from boxwright.training.loop import Trained
@@ -206,10 +207,14 @@ def check(
     max_bad: float = 0.01,
     skip_bad: bool = False,
     ignore_unknown: bool = False,
+    html: Path | None = None,
     workers: int | None = None,
     say: Say = lambda _: None,
 ) -> Checked:
-    """Everything in a dataset that training would refuse, leave out or mend, and what looks wrong; it is only read."""
+    """Everything in a dataset that training would refuse, leave out or mend, and what looks wrong; it is only read.
+
+    `html` is written: the same as one offline page. Raises `UserError` where the dataset cannot be opened.
+    """
     if not 0 <= max_bad <= 1:
         raise UserError(f"--max-bad {max_bad:g} is not between 0 and 1")
     _check_sizes(imgsz, 1, workers or 0)
@@ -217,10 +222,26 @@ def check(
 
     if workers is None:
         workers = os.cpu_count() or 1
+    if html:
+        from boxwright.report import checked_output
+
+        html = checked_output(html, "--html")
     rules = Rules(max_bad, skip_bad, ignore_unknown)
-    return check_dataset(
+    checked = check_dataset(
         data, splits=splits, decode=decode, imgsz=imgsz, workers=workers if workers > 1 else 0, rules=rules, say=say
     )
+    if html:
+        from boxwright.report import write_check
+
+        say(f"page: {write_check(checked, html)}")
+    return checked
+
+
+def mend(data: str | Path, folder: Path, *, copy: bool = False, say: Say = lambda _: None) -> Mended:
+    """A corrected copy of a dataset in a new folder, with a list of all changes; the dataset stays as it is."""
+    from boxwright.data.check.mend import mend_dataset
+
+    return mend_dataset(data, folder, copy=copy, say=say)
 
 
 def report(

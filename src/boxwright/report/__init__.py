@@ -62,7 +62,10 @@ def write_check(checked: Checked, output: Path) -> Path:
 def checked_output(path: Path, option: str = "--output") -> Path:
     """A place that a page may be written to, named by an `option`; another is a `UserError`."""
     path = path.expanduser()
-    if path.is_dir():
+    folder = False
+    with suppress(OSError):  # a name too long, a folder that may not be looked into: told when it is written
+        folder = path.is_dir()
+    if folder:
         raise UserError(f"{option} {path} is a folder; wanted is a file such as {path / 'report.html'}")
     if path.suffix.lower() not in (".html", ".htm"):  # so that no weights are written over by mistake
         raise UserError(f"{option} {str(path)[:200]} must end in .html")

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from boxwright.data.check.finding import Finding
+import numpy as np
+
+from boxwright.data.check.finding import Finding, Picture
+from boxwright.data.images import ImageError, read_bytes
 from boxwright.types import Record
 
 _END = 4096  # bytes that tell most files of one length apart
@@ -22,84 +25,104 @@ _END = 4096  # bytes that tell most files of one length apart
 class Group:
     """Pictures with one content."""
 
-    members: tuple[tuple[str, Path], ...]  # of (split, picture)
+    members: tuple[tuple[str, Picture], ...]  # of (split, picture)
     pixels: bool  # equal when decoded, though the files differ
-    labels_differ: bool
+    differ: str = ""  # how their labels do
+
+    @property
+    def labels_differ(self) -> bool:
+        return bool(self.differ)
 
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(split for split, _ in self.members))
 
 
-def equal_files(pictures: Iterable[Path]) -> list[list[Path]]:
-    """Groups of distinct files with the same bytes."""
-    files: dict[tuple[int, int], Path] = {}  # a file that has two names, or is in two splits, is not its own double
-    by_length: defaultdict[int, list[Path]] = defaultdict(list)
-    for path in pictures:
+def equal_files(pictures: Iterable[Picture]) -> list[list[Picture]]:
+    """Groups of distinct pictures with the same bytes."""
+    files: set[tuple[int, int]] = set()  # a file that has two names is not its own double
+    by_length: defaultdict[int, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        if not isinstance(picture, Path):
+            by_length[picture.length].append(picture)
+            continue
         try:
-            status = path.stat()
+            status = picture.stat()
         except OSError:
             continue
-        if files.setdefault((status.st_dev, status.st_ino), path) is path or not status.st_ino:
-            by_length[status.st_size].append(path)
+        file = status.st_dev, status.st_ino
+        if not status.st_ino or file not in files:  # 0: a file system without numbers
+            files.add(file)
+            by_length[status.st_size].append(picture)
     groups = [group for length, group in by_length.items() if length and len(group) > 1]
     for digest in (_end, _whole):
         groups = [part for group in groups for part in _grouped(group, digest)]
     return groups
 
 
-def _grouped(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> Iterator[list[Path]]:
-    by_key: defaultdict[Hashable, list[Path]] = defaultdict(list)
-    for path in paths:
+def _grouped(pictures: Sequence[Picture], key: Callable[[Picture], Hashable]) -> Iterator[list[Picture]]:
+    by_key: defaultdict[Hashable, list[Picture]] = defaultdict(list)
+    for picture in pictures:
         try:
-            by_key[key(path)].append(path)
-        except OSError:
+            by_key[key(picture)].append(picture)
+        except (OSError, ImageError):
             continue
     return (group for group in by_key.values() if len(group) > 1)
 
 
-def _end(path: Path) -> bytes:
-    with path.open("rb") as file:
+def _end(picture: Picture) -> Hashable:
+    if not isinstance(picture, Path):
+        return picture.crc32  # a picture in a shard: of the whole
+    with picture.open("rb") as file:
         length = file.seek(0, os.SEEK_END)
         file.seek(max(length - _END, 0))
         return hashlib.blake2b(file.read(_END), digest_size=16).digest()
 
 
-def _whole(path: Path) -> bytes:
-    with path.open("rb") as file:
+def _whole(picture: Picture) -> bytes:
+    if not isinstance(picture, Path):
+        return hashlib.sha256(read_bytes(picture)).digest()
+    with picture.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
 def content_groups(
-    groups: Iterable[Sequence[Path]],
-    splits: Mapping[Path, Sequence[str]],
-    records: Mapping[Path, Record],
+    groups: Iterable[Sequence[Picture]],
+    splits: Mapping[Picture, Sequence[str]],
+    records: Mapping[Picture, Record],
     classes: Sequence[str],
     *,
     pixels: bool = False,
 ) -> list[Group]:
     """What is known of each group of equal pictures."""
     found: list[Group] = []
-    for paths in groups:
-        members = tuple((split, path) for path in paths for split in splits[path])
-        said = {_labels(records[path], classes) for path in paths if path in records}
-        found.append(Group(members, pixels, len(said) > 1))
-    return sorted(found, key=lambda group: (-len(group.splits), not group.labels_differ, group.members))
+    for pictures in groups:
+        members = tuple((split, picture) for picture in pictures for split in splits[picture])
+        said = [records[picture] for picture in pictures if picture in records]
+        differ = next(filter(None, (_difference(said[0], other, classes) for other in said[1:])), "") if said else ""
+        found.append(Group(members, pixels, differ))
+    return sorted(found, key=lambda group: (-len(group.splits), not group.differ, str(group.members[0][1])))
 
 
-def _labels(record: Record, classes: Sequence[str]) -> frozenset[tuple[object, ...]]:
-    rows = zip(record.labels.tolist(), record.boxes.round(1).tolist(), strict=True)
-    return frozenset((classes[label], *box) for label, box in rows)
+def _difference(first: Record, second: Record, classes: Sequence[str]) -> str:
+    """How the labels of two records differ; nothing where they do not."""
+    names = [Counter(classes[label] for label in record.labels.tolist()) for record in (first, second)]
+    if names[0] != names[1]:
+        shown = (", ".join(f"{count} {name!r}" for name, count in sorted(of.items())[:4]) or "none" for of in names)
+        return f"with other objects: {' against '.join(shown)}"
+    orders = [np.lexsort((*record.boxes.T[::-1], record.labels)) for record in (first, second)]
+    apart = np.abs(first.boxes[orders[0]] - second.boxes[orders[1]])
+    return f"with boxes that differ by up to {apart.max():.0f} pixels" if apart.size and apart.max() >= 0.5 else ""
 
 
 def content_findings(groups: Iterable[Group]) -> Iterator[Finding]:
     """A finding for each group: of a leak, of labels that contradict each other, or of a mere repetition."""
     for group in groups:
         (split, first), *others = group.members
-        shown = ", ".join(f"{path.name} ({part})" for part, path in others[:5])
+        shown = ", ".join(f"{picture.name} ({part})" for part, picture in others[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         how = "has the same pixels as" if group.pixels else "is the same file as"
-        differ = ", with other labels" if group.labels_differ else ""
-        kind = "leak" if len(group.splits) > 1 else "same-picture-other-labels" if differ else "duplicate"
+        differ = f", {group.differ}" if group.differ else ""
+        kind = "leak" if len(group.splits) > 1 else "same-picture-other-labels" if group.differ else "duplicate"
         reason = f"{how} {shown}{more}{differ}"
         yield Finding(split, kind, "suspect", reason, "uses it", path=first, image=first)

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from boxwright.data.check.content import Group, content_findings, content_groups, equal_files
 from boxwright.data.check.evidence import VocEvidence
 from boxwright.data.check.figures import Figures, figures
-from boxwright.data.check.finding import Finding, Findings, Level, from_fault
+from boxwright.data.check.finding import Finding, Findings, Picture, from_fault
 from boxwright.data.check.headers import notes_of
 from boxwright.data.check.objects import class_findings, object_findings
 from boxwright.data.check.pixels import look_at_pixels
 from boxwright.data.dataset import Dataset, Split, open_dataset
 from boxwright.data.formats.base import Item
-from boxwright.data.images import ImageError, read_header
+from boxwright.data.images import ImageError, read_bytes, read_header
 from boxwright.data.layout import SplitName
 from boxwright.data.placing import Say
 from boxwright.progress import Progress
@@ -102,7 +104,7 @@ def check_dataset(
 class _Seen:
     """The pictures of all splits."""
 
-    splits: dict[Path, list[str]] = field(default_factory=dict[Path, list[str]])
+    splits: dict[Picture, list[str]] = field(default_factory=dict[Picture, list[str]])
     records: dict[str, Sequence[Record]] = field(default_factory=dict[str, Sequence[Record]])
 
 
@@ -145,7 +147,7 @@ def _reading(dataset: Dataset, split: Split, items: Sequence[Item], rules: Rules
         yield Finding(split.name, kind, "error", problem, "refuses", "refused")
 
 
-def _with_image(finding: Finding, image: Path | None) -> Finding:
+def _with_image(finding: Finding, image: Picture | None) -> Finding:
     return replace(finding, image=image) if image else finding
 
 
@@ -162,16 +164,19 @@ def _files(
         seen.splits.setdefault(item.image, []).append(name)
         try:
             header = read_header(item.image)
-            with item.image.open("rb") as file:
-                notes = notes_of(file, header.format, item.image.suffix, header.orientation)
+            with _opened(item.image) as file:
+                notes = notes_of(file, header.format, Path(item.image).suffix, header.orientation)
         except (ImageError, OSError):
             continue
         for kind, reason in notes.items():
-            level: Level = "note"
-            yield Finding(name, kind, level, reason, "uses it", path=item.image)
-        if item.annotation and item.annotation.suffix.lower() == ".xml":
+            yield Finding(name, kind, "note", reason, "uses it", path=item.image)
+        if item.annotation and item.annotation.suffix.lower() == ".xml" and isinstance(item.image, Path):
             size = sizes.get(item.image, header.size)
             yield from voc.add(item.annotation, item.image, size, header.orientation)
+
+
+def _opened(picture: Picture) -> BinaryIO:
+    return picture.open("rb") if isinstance(picture, Path) else BytesIO(read_bytes(picture))
 
 
 def _shared(seen: _Seen) -> Iterator[Finding]:

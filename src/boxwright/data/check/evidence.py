@@ -6,7 +6,6 @@ it. Each finding carries the numbers that it rests on.
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,7 +40,7 @@ class VocEvidence:
         if document is None:
             return
         yield from self._oddities(path, image, document.text("filename") or document.text("path"))
-        if read_start(path):
+        if blank_first(path):
             yield self._note("repaired-xml", path, "a blank line stands before <?xml: read without it", "repaired")
         said, stated_size = stated(document)
         if stated_size is None:
@@ -71,18 +70,18 @@ class VocEvidence:
         height, width = np.array(self._sizes, np.float64).T
         owners = np.array(self._pictures)
         limits = np.stack([width, height], 1)  # (N, 2)
-        fraction = ((boxes >= 0) & (boxes <= 1)).all(1)
+        fraction = np.all((boxes >= 0) & (boxes <= 1), axis=1)
         if fraction.sum() > len(boxes) / 2:
             yield self._suspect("fractions", fraction, owners, "lie wholly between 0 and 1, where VOC has pixels")
             return
-        inverted = (boxes[:, 2:] < boxes[:, :2]).any(1)
+        inverted = np.any(boxes[:, 2:] < boxes[:, :2], axis=1)
         if self._strong(inverted, 0.05):
             mine = np.isin(owners, owners[inverted])
             fit = (boxes[mine, :2] + boxes[mine, 2:] <= limits[mine] + 1).all()
             if fit:
                 reason = "end before they begin, and with xmax and ymax as width and height all fit their pictures"
                 yield self._suspect("width-height", inverted, owners, reason)
-        outside = (boxes[:, 2:] > limits + 1).any(1) & ~inverted
+        outside = np.any(boxes[:, 2:] > limits + 1, axis=1) & ~inverted
         yield from self._outside(boxes, limits, outside, owners)
         if not self._strong(outside, 0.1):
             yield from self._counting(boxes, limits, owners)
@@ -99,7 +98,7 @@ class VocEvidence:
         if not self._strong(outside, 0.02):
             return
         mine = np.isin(owners, owners[outside])
-        swapped = (boxes[mine][:, [3, 2]] <= limits[mine] + 1).all(1)
+        swapped = np.all(boxes[mine][:, [3, 2]] <= limits[mine] + 1, axis=1)
         if swapped.mean() > 0.95:
             reason = "leave their pictures, and with x and y swapped all boxes of these pictures fit"
             yield self._suspect("swapped-axes", outside, owners, reason)
@@ -110,9 +109,9 @@ class VocEvidence:
 
     def _counting(self, boxes: np.ndarray, limits: np.ndarray, owners: np.ndarray) -> Iterator[Finding]:
         """Whether the corners count from 0, where VOC counts from 1 and includes the last."""
-        from_0, from_1 = (boxes[:, :2] == 0).any(1), (boxes[:, :2] == 1).any(1)
-        full, past = (boxes[:, 2:] == limits).any(1), (boxes[:, 2:] == limits + 1).any(1)
-        short = (boxes[:, 2:] == limits - 1).any(1)
+        from_0, from_1 = np.any(boxes[:, :2] == 0, axis=1), np.any(boxes[:, :2] == 1, axis=1)
+        full, past = np.any(boxes[:, 2:] == limits, axis=1), np.any(boxes[:, 2:] == limits + 1, axis=1)
+        short = np.any(boxes[:, 2:] == limits - 1, axis=1)
         if from_0.sum() >= _FEW and from_0.sum() > from_1.sum():
             ends = (
                 "last pixels are counted from 0 too"
@@ -162,7 +161,7 @@ def spelled_otherwise(raw: str) -> bool:
     return unicodedata.normalize("NFC", raw).strip() != raw
 
 
-def read_start(path: Path) -> bool:
+def blank_first(path: Path) -> bool:
     """Whether white space stands before the XML declaration, which XML forbids."""
     try:
         with path.open("rb") as file:
@@ -170,8 +169,3 @@ def read_start(path: Path) -> bool:
     except OSError:
         return False
     return start[:1].isspace() and start.lstrip().startswith(b"<?xml")
-
-
-def finite(value: float) -> float:
-    """For reports: no NaN."""
-    return 0.0 if math.isnan(value) else value

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from boxwright.data.formats.base import Box, UnknownClass
-from boxwright.types import Action, Fault
+from boxwright.types import Action, Fault, Member
 
+Picture = Path | Member
 Level = Literal["error", "lost", "repaired", "suspect", "note"]
 Training = Literal["refuses", "leaves the picture out", "drops the box", "repairs it", "uses it"]
 
@@ -130,9 +131,9 @@ class Finding:
     reason: str
     training: Training
     action: Action = "noted"
-    path: Path | None = None
+    path: Picture | None = None
     line: int | None = None
-    image: Path | None = None  # the picture that shows it, where that is another file
+    image: Picture | None = None  # the picture that shows it, where that is another file
     box: Box | None = None  # where to look in it, in pixels
 
     @property

@@ -7,10 +7,11 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
-from boxwright.data.check.finding import Finding, Level
+from boxwright.data.check.finding import Finding, Level, Picture
 from boxwright.data.check.voc_xml import line_of
 from boxwright.data.formats.base import Box
 from boxwright.types import Float32, Record
@@ -57,10 +58,10 @@ def object_findings(split: str, records: Sequence[Record], classes: Sequence[str
 
 
 def _finding(split: str, kind: str, level: Level, record: Record, index: int, reason: str) -> Finding:
-    path = record.annotation or record.image
+    path: Picture = record.annotation or record.image
     x1, y1, x2, y2 = (float(edge) for edge in record.boxes[index])
     box: Box = x1, y1, x2, y2
-    line = line_of(path, record.boxes[index]) if path.suffix.lower() == ".xml" else None
+    line = line_of(path, record.boxes[index]) if isinstance(path, Path) and path.suffix.lower() == ".xml" else None
     if line is None:
         reason = f"{record.id}: {reason}, at {x1:g} {y1:g} {x2:g} {y2:g}"
     return Finding(split, kind, level, reason, "uses it", path=path, line=line, image=record.image, box=box)

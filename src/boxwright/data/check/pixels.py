@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
-from pathlib import Path
 from typing import NamedTuple
 
-from boxwright.data.check.finding import Finding
+from boxwright.data.check.finding import Finding, Picture
+from boxwright.data.feeding import ReadingError
 from boxwright.data.images import ImageError, decode
 from boxwright.data.placing import Say
 from boxwright.progress import Progress
@@ -24,7 +24,7 @@ class Pixels(NamedTuple):
     """What the pixels of a dataset show."""
 
     findings: list[Finding]
-    equal: list[list[Path]]  # groups of pictures with the same pixels
+    equal: list[list[Picture]]  # groups of pictures with the same pixels
 
 
 class _Look(NamedTuple):
@@ -35,11 +35,11 @@ class _Look(NamedTuple):
     damaged: str | None  # why there are none
 
 
-def look_at_pixels(pictures: Mapping[Path, Sequence[str]], *, workers: int, say: Say) -> Pixels:
+def look_at_pixels(pictures: Mapping[Picture, Sequence[str]], *, workers: int, say: Say) -> Pixels:
     """Decode every picture; `pictures` has the splits of each. `workers` 0 does it in this process."""
     progress = Progress("decoded", len(pictures), say)
     findings: list[Finding] = []
-    alike: defaultdict[bytes, list[Path]] = defaultdict(list)
+    alike: defaultdict[bytes, list[Picture]] = defaultdict(list)
     for done, (path, look) in enumerate(_looks(list(pictures), workers), 1):
         progress(done)
         for split in pictures[path]:
@@ -56,7 +56,7 @@ def look_at_pixels(pictures: Mapping[Path, Sequence[str]], *, workers: int, say:
     return Pixels(findings, [paths for paths in alike.values() if len(paths) > 1])
 
 
-def _looks(paths: Sequence[Path], workers: int) -> Iterator[tuple[Path, _Look]]:
+def _looks(paths: Sequence[Picture], workers: int) -> Iterator[tuple[Picture, _Look]]:
     if workers < 1:
         for path in paths:
             yield path, _look(path)
@@ -79,15 +79,15 @@ def _start() -> None:
     cv2.setNumThreads(1)  # the processes are the threads
 
 
-def _look_at(paths: Iterable[Path]) -> list[_Look]:
+def _look_at(paths: Iterable[Picture]) -> list[_Look]:
     return [_look(path) for path in paths]
 
 
-def _look(path: Path) -> _Look:
+def _look(path: Picture) -> _Look:
     try:
         image = decode(path)
-    except ImageError as error:
-        return _Look(b"", None, error.reason)
+    except (ImageError, ReadingError) as error:
+        return _Look(b"", None, getattr(error, "reason", str(error)))
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(image.data)
     first = image[0, 0]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boxwright.data.check.doctor import Checked
 from boxwright.data.check.figures import LEARNABLE, Figures, Spread
 from boxwright.data.check.finding import KINDS, LEVELS, Finding, Level
+
+if TYPE_CHECKING:
+    from boxwright.data.check.mend import Mended
 
 HEADINGS: dict[Level, str] = {
     "error": "ERRORS: training refuses these",
@@ -179,6 +182,17 @@ def line_of_finding(finding: Finding) -> str:
     if finding.path is None:
         return printable(finding.reason)
     return printable(f"{finding.where}: {finding.reason}")
+
+
+def mended_lines(mended: Mended) -> Iterator[str]:
+    """What `--fix` did."""
+    yield ""
+    pictures = " + ".join(f"{count:,} {name}" for name, count in mended.pictures.items())
+    yield f"corrected copy: {pictures} pictures, {mended.changes:,} changes; {printable(str(mended.data))}"
+    for kind, count in mended.kinds.items():
+        yield f"  {count:,} {kind}"
+    if mended.changes:
+        yield f"  each with its line before and after in {printable(str(mended.data.parent / 'changes.txt'))}"
 
 
 # --- for programs

@@ -60,8 +60,8 @@ def read_document(path: Path) -> Document | None:
 
 
 def local(element: Element) -> str:
-    """An element's name without its namespace; "" of a comment."""
-    return element.tag.rpartition(":")[2] if isinstance(element.tag, str) else ""
+    """An element's name without its namespace; "" of a comment, whose tag is a function."""
+    return "" if callable(element.tag) else element.tag.rpartition(":")[2]
 
 
 def child(element: Element | None, name: str) -> Element | None:
