@@ -171,7 +171,7 @@ def test_mistakes_name_the_nearest_right_folder(run: Path, tmp_path: Path) -> No
         read(tmp_path)
     with pytest.raises(UserError, match="is a file; wanted is the folder"):
         read(run / "run.yaml")
-    with pytest.raises(UserError, match="File name too long|no run at"):
+    with pytest.raises(UserError, match=r"File name too long|no run at"):
         read(tmp_path / ("x" * 5000))
 
 

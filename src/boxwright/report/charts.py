@@ -119,7 +119,7 @@ def scale(axis: Axis, values: Iterable[float], start: float, end: float) -> _Sca
     low = axis.low if axis.low is not None else min(finite, default=0.0)
     high = axis.high if axis.high is not None else max(finite, default=1.0)
     if axis.low is None and axis.high is None and high == low:
-        low, high = low - 0.5, high + 0.5
+        low, high = (low / 2, high * 2) if axis.log else (low - 0.5, high + 0.5)
     if high <= low:
         high = low + 1.0
     if axis.log:

@@ -93,7 +93,8 @@ def _spelled(flag: str, value: Any) -> list[str]:
         if flag == "--scale-jitter":
             return [flag, *map(str, value)]
         return [word for part in value for word in (flag, str(part))]
-    return [flag, f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)]
+    text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
 
 
 def _again(found: Found) -> Html:
