@@ -75,7 +75,11 @@ def check_dataset(
             raise UserError(f"--split {name}: {dataset.path} has {', '.join(dataset.splits)}")
     chosen = _distinct(dataset, [name for name in dataset.splits if not splits or name in splits])
     findings = Findings()
-    classes = dataset.classes
+    try:
+        classes = dataset.classes  # which may have to be collected from all annotations
+    except UserError as error:
+        findings.add(Finding("all", "split", "error", str(error), "refuses", "refused"))
+        return Checked(dataset.path, (), {}, findings, (), dataset.layout.notes, imgsz, decode)
     seen = _Seen()
     results: dict[str, Figures] = {}
     for name in chosen:

@@ -35,7 +35,7 @@ def object_findings(split: str, records: Sequence[Record], classes: Sequence[str
         sides = np.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], 1)
         for index in np.flatnonzero(sides.min(1) < TINY):
             w, h = sides[index]
-            yield _finding(split, "tiny-box", "note", record, int(index), f"a box of {w:g} x {h:g} pixels")
+            yield _finding(split, "tiny-box", "note", record, int(index), f"a box of {w:g} x {h:g} pixels", classes)
         edges = np.abs(boxes - np.array([0, 0, width, height], np.float32)) <= 0.01 * np.array([width, height] * 2)
         covers = edges.all(1)
         whole += [(record, int(index)) for index in np.flatnonzero(covers)]
@@ -49,19 +49,24 @@ def object_findings(split: str, records: Sequence[Record], classes: Sequence[str
         count = f"{len(whole)} of {objects} boxes are their whole picture"
         for record, index in whole if not strong else whole[:1]:
             reason = count if strong else "the box is the whole picture"
-            yield _finding(split, "whole-picture", "suspect" if strong else "note", record, index, reason)
+            yield _finding(split, "whole-picture", "suspect" if strong else "note", record, index, reason, classes)
     repeated = {place: those for place, those in places.items() if len(those) >= max(5, 0.02 * len(records))}
     for place, those in sorted(repeated.items(), key=lambda item: -len(item[1])):
         box = " ".join(f"{edge:g}" for edge in place[2:])  # type: ignore[str-format]
         reason = f"the same box {box} of {classes[place[1]]!r} is in {len(those)} pictures"  # type: ignore[index]
-        yield _finding(split, "repeated-box", "suspect", *those[0], reason)
+        yield _finding(split, "repeated-box", "suspect", *those[0], reason, classes)
 
 
-def _finding(split: str, kind: str, level: Level, record: Record, index: int, reason: str) -> Finding:
+def _finding(
+    split: str, kind: str, level: Level, record: Record, index: int, reason: str, classes: Sequence[str]
+) -> Finding:
     path: Picture = record.annotation or record.image
     x1, y1, x2, y2 = (float(edge) for edge in record.boxes[index])
     box: Box = x1, y1, x2, y2
-    line = line_of(path, record.boxes[index]) if isinstance(path, Path) and path.suffix.lower() == ".xml" else None
+    name = classes[int(record.labels[index])]
+    line = (
+        line_of(path, record.boxes[index], name) if isinstance(path, Path) and path.suffix.lower() == ".xml" else None
+    )
     if line is None:
         reason = f"{record.id}: {reason}, at {x1:g} {y1:g} {x2:g} {y2:g}"
     return Finding(split, kind, level, reason, "uses it", path=path, line=line, image=record.image, box=box)
@@ -75,7 +80,7 @@ def _twice(split: str, record: Record, classes: Sequence[str]) -> Iterator[Findi
             kind, reason = "near-duplicate", f"nearly the same box of {names[0]!r} is there twice"
         else:
             kind, reason = "two-classes", f"one box is both {names[0]!r} and {names[1]!r}"
-        yield _finding(split, kind, "suspect", record, second, reason)
+        yield _finding(split, kind, "suspect", record, second, reason, classes)
 
 
 def _pairs(boxes: Float32) -> Iterator[tuple[int, int]]:

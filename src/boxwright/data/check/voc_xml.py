@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 from xml.parsers import expat
 
-from boxwright.data.formats.base import RefusedError, number
+from boxwright.data.formats.base import RefusedError, class_name, number
 from boxwright.data.formats.voc import readable_xml
 from boxwright.types import Float32, Size
 
@@ -86,17 +86,20 @@ def is_box(values: tuple[float, float, float, float]) -> bool:
     return not any(math.isnan(value) for value in values)
 
 
-def line_of(path: Path, box: Float32) -> int | None:
-    """The line of the object that has this box, continuous edges."""
+def line_of(path: Path, box: Float32, name: str) -> int | None:
+    """The line of the object of a class that has this box, continuous edges; None where it was made of another."""
     document = read_document(path)
     if document is None:
         return None
     x1, y1, x2, y2 = (float(edge) for edge in box)
+    best: tuple[bool, float, int] | None = None
     for item in document.objects():
         xmin, ymin, xmax, ymax = corners(item)
-        if max(abs(xmin - 1 - x1), abs(ymin - 1 - y1), abs(xmax - x2), abs(ymax - y2)) < 1.5:
-            return document.lines[item]
-    return None
+        apart = max(abs(xmin - 1 - x1), abs(ymin - 1 - y1), abs(xmax - x2), abs(ymax - y2))
+        if apart < 1.5:  # it may have been cut by a pixel
+            found = class_name(text(child(item, "name"))) != name, apart, document.lines[item]
+            best = min(best, found) if best else found
+    return best[2] if best else None
 
 
 def stated(document: Document) -> tuple[Element | None, Size | None]:
