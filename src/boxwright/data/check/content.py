@@ -39,21 +39,13 @@ class Group:
 
 
 def equal_files(pictures: Iterable[Picture]) -> list[list[Picture]]:
-    """Groups of distinct pictures with the same bytes."""
-    files: set[tuple[int, int]] = set()  # a file that has two names is not its own double
+    """Groups of pictures with the same bytes; names that are links to one file are such a group too."""
     by_length: defaultdict[int, list[Picture]] = defaultdict(list)
     for picture in pictures:
-        if not isinstance(picture, Path):
-            by_length[picture.length].append(picture)
-            continue
         try:
-            status = picture.stat()
+            by_length[picture.stat().st_size if isinstance(picture, Path) else picture.length].append(picture)
         except OSError:
             continue
-        file = status.st_dev, status.st_ino
-        if not status.st_ino or file not in files:  # 0: a file system without numbers
-            files.add(file)
-            by_length[status.st_size].append(picture)
     groups = [group for length, group in by_length.items() if length and len(group) > 1]
     for digest in (_end, _whole):
         groups = [part for group in groups for part in _grouped(group, digest)]

@@ -144,15 +144,21 @@ def _reading(dataset: Dataset, split: Split, items: Sequence[Item], rules: Rules
         image = fault.path if str(fault.path) in pictures else None
         if image is None and several[str(fault.path)] == 1:
             image = images.get(str(fault.path))
-        yield _with_image(found, image)
+        if found.kind == "swapped-size" and image and _turned(image):
+            found = replace(found, kind="exif-size")
+        yield replace(found, image=image) if image else found
     rest = dataset.problems(split, max_bad=rules.max_bad, ignore_unknown=True, skip_bad=True)
     for problem in rest:
         kind = "no-objects" if "0 objects to train on" in problem else "too-many-lost"
         yield Finding(split.name, kind, "error", problem, "refuses", "refused")
 
 
-def _with_image(finding: Finding, image: Picture | None) -> Finding:
-    return replace(finding, image=image) if image else finding
+def _turned(picture: Picture) -> bool:
+    """Whether EXIF swaps a picture's width and height."""
+    try:
+        return read_header(picture).orientation >= 5
+    except ImageError:
+        return False
 
 
 def _files(
@@ -184,11 +190,18 @@ def _opened(picture: Picture) -> BinaryIO:
 
 
 def _shared(seen: _Seen) -> Iterator[Finding]:
-    """Files that train and val both have."""
-    for path, splits in seen.splits.items():
-        if "train" in splits and "val" in splits:
+    """Files that train and val both have, maybe by way of links to folders."""
+    folders: dict[Path, Path] = {}
+    places: dict[Path, set[str]] = {}
+    for picture, splits in seen.splits.items():
+        path = Path(picture)
+        if path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+        found = places.setdefault(folders[path.parent] / path.name, set())
+        if not {"train", "val"} <= found and {"train", "val"} <= found.union(splits):
             reason = "is in train and in val: training refuses to be judged on what it learnt"
-            yield Finding("train", "shared-pictures", "error", reason, "refuses", "refused", path, image=path)
+            yield Finding("train", "shared-pictures", "error", reason, "refuses", "refused", path, image=picture)
+        found.update(splits)
 
 
 def _groups(
