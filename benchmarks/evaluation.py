@@ -125,13 +125,12 @@ def main() -> None:
         "ours, all conventions": lambda: judge_all(records, detections, classes),
         "ours, score() of an epoch": lambda: score(records, detections, classes),
     }
-    for name, run in rivals.items():
-        # Their loaders change what they are given, so each round gets a copy of its own, made outside the clock.
-        runs[name] = run
+    runs |= rivals
     times: dict[str, list[float]] = {name: [] for name in runs}
     figures: dict[str, Any] = {}
     for _ in range(args.rounds):
         for name, run in runs.items():
+            # Their loaders change what they are given, so each round gets a copy of its own, made outside the clock.
             given = as_coco(records, detections, args.classes) if name in rivals else ()
             started = time.perf_counter()
             figures[name] = run(*given)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from boxwright import registry, verbs
+from boxwright import registry, runs, verbs
 from boxwright.config import Run, make_run
 
 Json = Annotated[bool, Parameter(help="Print the result as one JSON object on standard output.")]
@@ -78,9 +78,15 @@ def plan(*, run: Annotated[_Planned | None, Parameter(name="*")] = None, ranks: 
 
 def evaluate(
     *,
-    weights: Path,
-    data: str,
-    split: Literal["train", "val", "test"] = "val",
+    weights: Path | None = None,
+    data: str | None = None,
+    truth: str | None = None,
+    detections: Path | None = None,
+    boxes: Literal["edges", "pixels", "sizes"] = "edges",
+    split: Literal["train", "val", "test", "all"] = "val",
+    iou: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
+    intervals: int = 200,
+    seed: int = 0,
     imgsz: int | None = None,
     square_img: bool | None = None,
     batch: int = 1,
@@ -91,7 +97,7 @@ def evaluate(
     plugin: list[Path] | None = None,
     json: Json = False,
 ) -> int:
-    """Score a checkpoint on a dataset, by COCO's and by VOC's rules.
+    """Judge a detector, or detections in files, by every convention side by side.
 
     Parameters
     ----------
@@ -99,10 +105,23 @@ def evaluate(
         best_model.safetensors of a run.
     data
         Data YAML or folder, as in training.
+    truth
+        With --detections: a dataset, a COCO json alone, or a folder of text files of `class x1 y1 x2 y2 [difficult]`.
+    detections
+        Instead of --weights: COCO's results, our detections.json or predictions.json, or a folder of text files of
+        `class score x1 y1 x2 y2`.
+    boxes
+        In text files: edges; pixels, the first and last as VOC has them; or sizes, left top width height.
     split
-        Which part of it.
+        Which part of the data; all for every picture.
+    iou
+        Of VOC's figures; 0.5 and 0.75 are always shown.
+    intervals
+        Resamples of the pictures for 95 % intervals; 0 for none.
+    seed
+        Of the resamples.
     imgsz
-        Side that pictures are resized to; by default as in training.
+        Side that pictures are resized to; by default as in training. With --detections, by the article's convention.
     square_img
         Stretch pictures to a square; by default as in training.
     batch
@@ -112,19 +131,23 @@ def evaluate(
     device
         auto, cpu, cuda, cuda:1, mps.
     name
-        Of the folder with scores.json.
+        Of the folder with scores.json, detections.json and report.html.
     project_dir
         Where that folder is made.
     plugin
         Python file that registers parts of your own, as in training.
     """
     done = verbs.evaluate(
-        weights, data, split=split, imgsz=imgsz, square_img=square_img, batch=batch, workers=workers, device=device,
+        weights, data, truth=truth, detections=detections, boxes=boxes, split=split, iou=iou or (0.5, 0.75),
+        intervals=intervals, seed=seed, imgsz=imgsz, square_img=square_img, batch=batch, workers=workers, device=device,
         name=name, project_dir=project_dir, plugin=plugin or (), say=_say,
     )  # fmt: skip
-    _say(_table(done.scores))
-    _say(f"{done.images_per_second:.1f} images/s; {done.folder / 'scores.json'}")
-    _result(json, done)
+    from boxwright.evaluation.printed import tables
+
+    if runs.first():
+        _say(tables(done.judgement, images_per_second=done.images_per_second, threshold=done.threshold))
+        _say(f"{done.folder / 'report.html'}")
+        _result(json, done)
     return 0
 
 

@@ -93,6 +93,11 @@ def ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def first() -> bool:
+    """Whether this process is the one that speaks and writes: alone, or the first of torchrun's."""
+    return ranks() == 1 or os.environ.get("RANK", "0") == "0"
+
+
 def _folder_of_job(run: Run) -> Path | None:
     """The run folder that this job's processes made before they were started again."""
     if not job():

@@ -5,13 +5,11 @@ Each checks everything that can be checked cheaply before PyTorch is imported, t
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,11 +23,12 @@ if TYPE_CHECKING:
     from boxwright.data.check import Checked
     from boxwright.data.check.mend import Mended
     from boxwright.data.shards import Sharded
+    from boxwright.evaluating import Evaluated
     from boxwright.inference.run import Predicted
     from boxwright.training.loop import Trained
     from boxwright.training.plan import Plan
     from boxwright.training.show import Shown
-    from boxwright.types import Scores
+    from boxwright.types import Detections
 
 Say = Callable[[str], None]
 
@@ -79,20 +78,17 @@ def plan(run: Run | None = None, *, ranks: int = 1, say: Say = lambda _: None, *
     return plan(run, ranks=ranks, say=say)
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """What an evaluation came to."""
-
-    folder: Path
-    scores: Scores
-    images_per_second: float
-
-
 def evaluate(
-    weights: str | Path,
-    data: str | Path,
+    weights: str | Path | None = None,
+    data: str | Path | None = None,
     *,
-    split: Literal["train", "val", "test"] = "val",
+    truth: str | Path | None = None,
+    detections: str | Path | None = None,
+    boxes: Literal["edges", "pixels", "sizes"] = "edges",
+    split: Literal["train", "val", "test", "all"] = "val",
+    iou: Sequence[float] = (0.5, 0.75),
+    intervals: int = 200,
+    seed: int = 0,
     imgsz: int | None = None,
     square_img: bool | None = None,
     batch: int = 1,
@@ -103,18 +99,39 @@ def evaluate(
     plugin: Sequence[str | Path] = (),
     say: Say = lambda _: None,
 ) -> Evaluated:
-    """Score a checkpoint on a split, by COCO's and by VOC's rules; writes scores.json.
+    """Judge a checkpoint on a split, or detections in a file, by every convention; writes a folder.
 
-    Classes are compared by name: those of the data must be the checkpoint's, in any order.
+    Classes are compared by name: those of the data must be the checkpoint's, in any order. Under torchrun the processes
+    share the pictures; the figures are those of one process, and only the first writes.
     """
     _check_sizes(imgsz, batch, workers)
+    if wrong := [value for value in iou if not 0 < value <= 1]:
+        hint = f" Did you mean {wrong[0] / 100:g}?" if 1 < wrong[0] <= 100 else ""
+        raise UserError(f"--iou {wrong[0]:g} is not above 0 and at most 1.{hint}")
+    if not 0 <= intervals <= MOST_RESAMPLES or seed < 0:
+        raise UserError(f"--intervals must be from 0 to {MOST_RESAMPLES:,}, --seed at least 0")
+    if (weights is None) == (detections is None):
+        raise UserError("evaluate wants --weights of a detector, or --detections of a file or folder: one of them")
+    if (data is None) == (truth is None):
+        raise UserError("evaluate wants what is to be found: --data, or --truth beside --detections")
+    if detections is not None:
+        found = Path(detections).expanduser()
+        expected = Path(truth if truth is not None else str(data)).expanduser()
+        return _evaluate_files(
+            found, expected, boxes=boxes, split=split, iou=iou, intervals=intervals, seed=seed,
+            resized=(imgsz or 640, bool(square_img)), name=name, project_dir=project_dir, say=say,
+        )  # fmt: skip
+    if data is None or weights is None:
+        raise UserError("--truth is for --detections; say --data beside --weights")
     for path in plugin:
         registry.use_plugin(path)
+    if (kind := Path(weights).suffix.lower()) in EXPORTED:
+        raise UserError(f"{weights}: exported models ({kind}) cannot be judged yet; give the run's .safetensors")
     weights = _existing(weights)
     from boxwright.data.dataset import open_dataset
 
     dataset = open_dataset(data)
-    from boxwright.evaluation import score
+    from boxwright.evaluation.files import records_of
     from boxwright.inference.predictor import Predictor
     from boxwright.models.checkpoint import read_header
 
@@ -124,23 +141,80 @@ def evaluate(
         raise UserError(
             f"{weights} does not know the classes {', '.join(missing)} of {data}; it knows {', '.join(classes)}"
         )
-    part = dataset.with_classes(classes).read(split)
-    predictor = Predictor.load(weights, device=device, imgsz=imgsz, square=square_img)
-    folder = claim(project_dir, name)
-    for note in dataset.notes:
+    dataset = dataset.with_classes(classes)
+    records = records_of(dataset, split)
+    from boxwright.evaluating import About, write_evaluation
+    from boxwright.evaluation.conventions import Resized
+    from boxwright.training.distributed import join
+
+    with join() as world:
+        say = say if world.first else lambda _: None
+        predictor = Predictor.load(weights, device=str(world.device(device)), imgsz=imgsz, square=square_img)
+        folder = world.from_first(claim(project_dir, name) if world.first else None)
+        assert folder is not None
+        for note in dataset.notes:
+            say(note)
+        say(f"{split}: {len(records)} pictures of {data}, on {predictor.device}")
+        started = time.monotonic()
+        progress = Progress("picture", len(records), say)
+        mine: dict[int, Detections] = {}
+        each = predictor.each_record(records, batch=batch, workers=workers, rank=world.rank, ranks=world.size)
+        for index, its in each:
+            mine[index] = its
+            progress(min(len(mine) * world.size, len(records)))
+        shares = world.gathered(mine)
+        speed = len(records) / (time.monotonic() - started)
+        done = None
+        if world.first:
+            found = {index: its for share in shares for index, its in share.items()}
+            fit = predictor.fit
+            done = write_evaluation(
+                folder, records, [found[i] for i in range(len(records))], classes,
+                origin={"weights": str(weights), "data": str(data), "split": split},
+                about=About(iou, Resized(fit.imgsz, fit.square), intervals, seed),
+                images_per_second=speed,
+            )  # fmt: skip
+        done = world.from_first(done)
+    assert done is not None
+    return done
+
+
+def _evaluate_files(
+    found: Path,
+    expected: Path,
+    *,
+    boxes: Literal["edges", "pixels", "sizes"],
+    split: Literal["train", "val", "test", "all"],
+    iou: Sequence[float],
+    intervals: int,
+    seed: int,
+    resized: tuple[int, bool],
+    name: str | None,
+    project_dir: Path,
+    say: Say,
+) -> Evaluated:
+    """Judge detections in files; nothing here needs PyTorch."""
+    from boxwright.evaluating import About, write_evaluation
+    from boxwright.evaluation.conventions import Resized
+    from boxwright.evaluation.files import read_detections, read_truth
+
+    if not found.exists():
+        _existing(found, "detections")
+    truth = read_truth(expected, split=split, boxes=boxes)
+    judged = read_detections(found, truth, boxes=boxes)
+    for note in (*truth.notes, *judged.notes):
         say(note)
-    say(f"{split}: {len(part.records)} pictures of {data}, on {predictor.device}")
-    started = time.monotonic()
-    progress = Progress("picture", len(part.records), say)
-    found = {}
-    for index, detections in predictor.each_record(part.records, batch=batch, workers=workers):
-        found[index] = detections
-        progress(len(found))
-    speed = len(found) / (time.monotonic() - started)
-    scores = score(part.records, [found[i] for i in range(len(found))], classes)
-    text = json.dumps({"weights": str(weights), "data": str(data), "split": split, **_finite(asdict(scores))}, indent=1)
-    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
-    return Evaluated(folder, scores, speed)
+    count = sum(len(one) for one in judged.detections)
+    say(f"{len(truth.records)} pictures of {expected}, {count} detections of {found}")
+    return write_evaluation(
+        claim(project_dir, name), truth.records, judged.detections, judged.classes,
+        origin={"detections": str(found), "data": str(expected), "split": split},
+        about=About(iou, Resized(*resized), intervals, seed, truth.areas),
+    )  # fmt: skip
+
+
+MOST_RESAMPLES = 100_000
+EXPORTED = frozenset({".onnx", ".engine", ".pt2", ".torchscript", ".mlmodel", ".mlpackage", ".tflite", ".xml"})
 
 
 def predict(
@@ -508,13 +582,13 @@ def _describe(fit: dict[str, Any]) -> str:
     return f"{fit['imgsz']}{' square' if fit['square'] else ', aspect kept'}"
 
 
-def _existing(weights: str | Path) -> Path:
+def _existing(weights: str | Path, what: str = "weights") -> Path:
     path = Path(weights).expanduser()
     if len(path.name) > 255:
-        raise UserError(f"no weights at {str(path)[:80]}...: no file name is that long")
+        raise UserError(f"no {what} at {str(path)[:80]}...: no file name is that long")
     if not path.exists():
         nearby = registry.nearest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-        raise UserError(f"no weights at {path} (looked from {Path.cwd()}).{nearby}")
+        raise UserError(f"no {what} at {path} (looked from {Path.cwd()}).{nearby}")
     return path
 
 
@@ -524,10 +598,3 @@ def _check_weights_path(weights: str | None) -> None:
         return
     if weights and ("/" in weights or "\\" in weights or "." in Path(weights).name):
         _existing(weights)
-
-
-def _finite(value: Any) -> Any:
-    """NaN as None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -188,18 +188,18 @@ class _Judge:
         three = ("AP", "AP50", "AP75")
         side = f"{self.resized.imgsz} px, {'square' if self.resized.square else 'aspect kept'}"
         return (
-            Printed("COCO API, torchmetrics, on COCO detectron2, MMDetection", "101 points, difficult counted",
-                    {key: coco[key] for key in three}),
+            Printed("pycocotools, torchmetrics", "101 points, difficult counted", {key: coco[key] for key in three}),
+            Printed("detectron2, MMDetection: COCO", "101 points, difficult counted", {key: coco[key] for key in three}),
             Printed("VOC devkit 2007", "11 points, difficult ignored", {"AP50": mean(eleven[:, self.at[0.5]])}),
             Printed("VOC devkit 2010+", "area, difficult ignored", {"AP50": mean(area[:, self.at[0.5]])}),
-            Printed("detectron2 on VOC 2007", "11 points, difficult ignored", over_ten(eleven)),
-            Printed("detectron2 on VOC 2012", "area, difficult ignored", over_ten(area)),
-            Printed("MMDetection on VOC 2007", "11 points, difficult ignored, +1 pixel on edges",
+            Printed("detectron2: VOC 2007", "11 points, difficult ignored", over_ten(eleven)),
+            Printed("detectron2: VOC 2012", "area, difficult ignored", over_ten(area)),
+            Printed("MMDetection: VOC 2007", "11 points, difficult ignored, +1 pixel",
                     {"AP50": mean(average_precision(mm, "11")[:, 0])}),
-            Printed("MMDetection on VOC 2012", "area, difficult ignored, +1 pixel on edges",
+            Printed("MMDetection: VOC 2012", "area, difficult ignored, +1 pixel",
                     {"AP50": mean(average_precision(mm, "area")[:, 0])}),
             Printed("Ultralytics, about", "101 points, difficult deleted", {key: deleted[key] for key in three[:2]}),
-            Printed("the article", f"COCO's at {side}, boxes cut to integers",
+            Printed("the article", f"COCO's at {side}, whole pixels",
                     {key: article.get(key, math.nan) for key in three}),
         )  # fmt: skip
 

@@ -1,0 +1,124 @@
+"""Records and detections → the folder of an evaluation. Above the model, the judge, the pictures and the report.
+
+outputs/evaluation/<name>/
+├── scores.json              every convention's figures, each class's, intervals, speed
+├── analysis.json            where AP is lost, thresholds, calibration, annotations to look at again
+├── detections.json          all detections: any figure can be made again from them, without the model
+├── pictures/                ground truth beside detections: best, worst, random, to look at again
+└── report.html              all of it as one page
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxwright.evaluation.analysis import analyse
+from boxwright.evaluation.conventions import Judgement, Resized, judge_all
+from boxwright.folders import commit
+from boxwright.types import Detections, DiskFailed, Record, Scores
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation came to."""
+
+    folder: Path
+    scores: Scores
+    images_per_second: float  # of the detector's pass; NaN where there was none
+    threshold: float  # of the score, with the best F1
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class About:
+    """How figures are to be made."""
+
+    ious: Sequence[float] = (0.5, 0.75)
+    resized: Resized | None = None
+    resamples: int = 200
+    seed: int = 0
+    areas: Sequence[NDArray[np.float64]] | None = None
+
+
+def write_evaluation(
+    folder: Path,
+    records: Sequence[Record],
+    detections: Sequence[Detections],
+    classes: Sequence[str],
+    *,
+    origin: Mapping[str, Any],
+    about: About | None = None,
+    images_per_second: float = math.nan,
+) -> Evaluated:
+    """Judge `detections`, those of `records` in the same order, and write everything into the existing `folder`.
+
+    origin: what was judged, for scores.json: weights or detections, data, split.
+    """
+    about = about or About()
+    judgement = judge_all(
+        records, detections, classes, ious=about.ious, resized=about.resized, areas=about.areas,
+        resamples=about.resamples, seed=about.seed,
+    )  # fmt: skip
+    analysis = analyse(records, detections, classes)
+    threshold = float(analysis.thresholds.overall.threshold)
+    content = {
+        **origin,
+        "classes": list(classes),
+        **judgement.as_json(),
+        "speed": {"images_per_second": images_per_second},
+        "threshold": threshold,
+    }
+    _write(folder / "scores.json", finite(content), indent=1)
+    _write(folder / "analysis.json", analysis.as_json())
+    _write(folder / "detections.json", detections_as_json(records, detections, classes))
+    from boxwright.report import write_report
+
+    if records and (isinstance(image := records[0].image, Member) or image.is_file()):
+        from boxwright.inference.gallery import write_gallery
+
+        write_gallery(folder, records, detections, classes, analysis)
+    write_report(folder)
+    return Evaluated(folder, judgement.scores, images_per_second, threshold, judgement)
+
+
+def detections_as_json(
+    records: Sequence[Record], detections: Sequence[Detections], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Classes, pictures and every detection; scores and boxes to the last bit."""
+    return {
+        "classes": list(classes),
+        "images": [{"id": r.id, "file": str(r.image), "size": list(r.size)} for r in records],
+        "detections": [
+            {"image": image, "class": label, "score": score, "box": box}
+            for image, found in enumerate(detections)
+            for label, score, box in zip(
+                found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
+            )
+        ],
+    }
+
+
+def finite(value: Any) -> Any:
+    """NaN as None: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, content: Any, indent: int | None = None) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+        commit(part, path)
+    except OSError as error:
+        raise DiskFailed(f"cannot write {path}: {error.strerror}") from None
