@@ -73,6 +73,11 @@ class Member:
     length: int
     crc32: int  # of these bytes
 
+    @property
+    def stem(self) -> str:
+        """Its name without the extension, as of a path."""
+        return self.name.rpartition(".")[0]
+
     def __fspath__(self) -> str:
         return f"{self.shard.place}/{self.name}"
 

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from tests.data.served import served
 from tests.data.test_loader import digest, training
 
 from boxwright import verbs
 from boxwright.__main__ import main
+from boxwright.config import MAY_CHANGE, make_run
 from boxwright.data import members
 from boxwright.data.cache import opened
 from boxwright.data.dataset import open_dataset
@@ -28,6 +30,7 @@ from boxwright.data.images import ImageError, decode, read_bytes
 from boxwright.data.loader import ordered_batches, training_batches
 from boxwright.data.synth import synthesize
 from boxwright.data.transforms import Fit, random_flip
+from boxwright.inference.predictor import Predictor
 from boxwright.types import Member, Record, UserError
 
 FIT = Fit(64)
@@ -499,3 +502,63 @@ def test_a_member_without_a_cache_key_of_its_own_is_not_confused(sharded: Path, 
             assert digest(ordered_batches(these, FIT, batch=2, cache=cache)) == digest(
                 ordered_batches(these, FIT, batch=2)
             )
+
+
+# Whole runs
+
+
+def test_a_run_is_the_same_from_files_shards_a_server_and_the_cache(drawn: Path, tmp_path: Path) -> None:
+    verbs.shard(drawn, tmp_path / "shards")
+
+    def weights(name: str, data: str | Path, **options: Any) -> bytes:
+        made = verbs.train(
+            model="fasterrcnn_vitdet_nano", data=str(data), max_steps=3, batch=4, imgsz=64, device="cpu", name=name,
+            project_dir=tmp_path / "runs", use_train_aug=True, group_aspect=True, quiet=True, **options,
+        )  # fmt: skip
+        with safe_open(str(made.folder / "last_model.safetensors"), "np") as file:
+            return b"".join(file.get_tensor(key).tobytes() for key in sorted(file.keys()))
+
+    wanted = weights("files", drawn)
+    assert weights("cached", drawn, cache="disk", cache_gb=0.1, workers=2) == wanted
+    assert list((tmp_path / "cache" / "pictures").glob("*/??/*"))
+    assert weights("shards", tmp_path / "shards", workers=1) == wanted
+    with served(tmp_path / "shards") as server:
+        assert weights("served", server.address) == wanted
+
+
+def test_scaled_decoding_goes_with_the_checkpoint(tmp_path: Path) -> None:
+    data = synthesize(tmp_path / "large", train=4, valid=2, size=(200, 260), classes=("circle",), objects=(1, 1))
+    made = verbs.train(
+        model="fasterrcnn_vitdet_nano", data=str(data), max_steps=2, batch=2, imgsz=96, device="cpu", name="it",
+        project_dir=tmp_path / "runs", decode_scaled=True, multi_scale=(64, 96), quiet=True,
+    )  # fmt: skip
+    predictor = Predictor.load(made.folder / "last_model.safetensors", device="cpu")
+    assert predictor.fit == Fit(96, decode_scaled=True)
+    records = read(data, "val")
+    together = predictor.predict_records(records, batch=2)
+    for record, found in zip(records, together, strict=True):
+        alone = predictor.predict(record.image)
+        np.testing.assert_allclose(alone.boxes, found.boxes, atol=1e-3)
+        full = Predictor(predictor.detector, predictor.classes, Fit(96)).predict(record.image)
+        assert not np.array_equal(alone.scores, full.scores)  # the pixels are others
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"multi_scale": (100, 200)}, "--multi-scale wants two multiples of 32"),
+        ({"multi_scale": (640, 320)}, "the smaller one first"),
+        ({"multi_scale": (0, 320)}, "--multi-scale wants"),
+        ({"cache_gb": 3.0}, "--cache-gb goes with --cache"),
+        ({"cache": "disk", "cache_gb": 0.0}, "--cache-gb"),
+        ({"cache": "ram"}, "--cache"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        make_run(data="x", **options)
+
+
+def test_where_pictures_are_kept_may_change_when_a_run_goes_on() -> None:
+    assert {"cache", "cache_gb"} <= set(MAY_CHANGE)
+    assert not {"decode_scaled", "multi_scale", "group_aspect"} & set(MAY_CHANGE)

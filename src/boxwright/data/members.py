@@ -6,12 +6,14 @@ open; from a server that knows no ranges a shard is fetched whole into the cache
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import ipaddress
 import os
 import ssl
 import threading
 import time
+import weakref
 import zlib
 from contextlib import suppress
 from functools import lru_cache
@@ -115,21 +117,44 @@ def _whole(shard: Shard) -> Path:
         raise ReadingError(f"the shard {shard.place} cannot be had: {error}") from None
 
 
+class _Connection:
+    """A connection that is closed with the thread or the process that it belongs to."""
+
+    def __init__(self, parts: SplitResult) -> None:
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self.http = kind(parts.netloc, timeout=TIMEOUT)
+        _open.add(self)
+
+    def close(self) -> None:
+        self.http.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_open = weakref.WeakSet[_Connection]()
+
+
+@atexit.register
+def _close_all() -> None:
+    for connection in list(_open):
+        connection.close()
+
+
 class _Here(threading.local):
     """The open connections of a thread; another process that was forked from this one has none."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        self.connections: dict[tuple[str, str], http.client.HTTPConnection] = {}
+        self.connections: dict[tuple[str, str], _Connection] = {}
 
     def connection(self, parts: SplitResult) -> http.client.HTTPConnection:
         if self.owner != os.getpid():
             self.__init__()
         where = (parts.scheme, parts.netloc)
         if where not in self.connections:
-            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-            self.connections[where] = kind(parts.netloc, timeout=TIMEOUT)
-        return self.connections[where]
+            self.connections[where] = _Connection(parts)
+        return self.connections[where].http
 
     def drop(self, parts: SplitResult) -> None:
         if found := self.connections.pop((parts.scheme, parts.netloc), None):
