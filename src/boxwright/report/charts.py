@@ -68,7 +68,10 @@ class _Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
+        if self.log:  # what is far below all others lies on the axis
+            low, high, value = (math.log10(v) for v in (self.low, self.high, max(value, self.low)))
+        else:
+            low, high = self.low, self.high
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 

@@ -92,7 +92,7 @@ def _findings(checked: Checked) -> Html:
         more = total - min(total, LISTED)
         lines = [tag("li", line_of_finding(finding)) for finding in listed[:LISTED]]
         lines += [tag("li", f"and {more:,} more")] if more else []
-        heading = f"{total:,} {KINDS[kind]}; training {listed[0].training}"
+        heading = f"{KINDS[kind]}: {total:,}; training {listed[0].training}"
         parts.append(
             tag(
                 "details",
@@ -141,10 +141,12 @@ def _thumbnail(finding: Finding, record: Record | None) -> tuple[str, int, int] 
     except (ImageError, ReadingError):
         return None
     height, width = pixels.shape[:2]
-    scale = min(1.0, SIDE / max(height, width))
+    scale = SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small: UInt8 = np.ascontiguousarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    for box in record.boxes.tolist() if record else ():
+    small: UInt8 = np.ascontiguousarray(
+        cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), np.uint8
+    )
+    for box in record.boxes.tolist() if record else _all_in_file(finding):
         _draw(small, box, scale, _QUIET, 1)
     if meant := finding.box or _in_file(finding):
         _draw(small, meant, scale, _LOUD, 3)
@@ -167,17 +169,25 @@ def _draw(image: UInt8, box: Sequence[float], scale: float, colour: tuple[int, i
 
 def _in_file(finding: Finding) -> Box | None:
     """The box that the VOC object on the finding's line has, as far as it is one."""
-    if not isinstance(finding.path, Path) or finding.path.suffix.lower() != ".xml" or not finding.line:
-        return None
+    return next((box for box, lines in _objects(finding) if finding.line in lines), None)
+
+
+def _all_in_file(finding: Finding) -> list[Box]:
+    """The boxes of a VOC file as they are written."""
+    return [box for box, _ in _objects(finding)]
+
+
+def _objects(finding: Finding) -> Iterator[tuple[Box, set[int]]]:
+    """The boxes in the VOC file of a finding, each with the lines of its object."""
+    if not isinstance(finding.path, Path) or finding.path.suffix.lower() != ".xml":
+        return
     document = read_document(finding.path)
-    if document is None:
-        return None
-    for item in document.objects():
-        lines = {document.lines[element] for element in item.iter() if element in document.lines}
-        if finding.line in lines and is_box(box := corners(item)):
+    for item in document.objects() if document else ():
+        if is_box(box := corners(item)):
+            assert document
             xmin, ymin, xmax, ymax = box
-            return xmin - 1, ymin - 1, xmax, ymax
-    return None
+            lines = {document.lines[element] for element in item.iter() if element in document.lines}
+            yield (xmin - 1, ymin - 1, xmax, ymax), lines
 
 
 # --- sizes

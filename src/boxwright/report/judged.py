@@ -121,7 +121,7 @@ def _per_class(judged: Judged) -> Html | None:
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
     first = keys[0] if keys else ""
     errors = judged.analysis.errors.per_class if judged.analysis else {}
-    head = ["class", first, *keys, *(["objects", "found"] if errors else [])]
+    head = ["class", "", *keys, *(["objects", "found"] if errors else [])]
     body: list[list[Any]] = []
     for title, row in rows.items():
         value = row.get(first, math.nan)
