@@ -11,10 +11,10 @@ from boxwright.progress import clock
 from boxwright.report.charts import COLOURS, Axis, Graph, Line, draw, swatch
 from boxwright.report.described import changed, defaults, shown
 from boxwright.report.followed import Section, column
-from boxwright.report.judged import figures
 from boxwright.report.markup import Html, difference, fraction, join, name, number, table, tag
 from boxwright.report.page import STATES, document
 from boxwright.report.reading import Found
+from boxwright.report.scored import class_figures, figures, main_figure
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def curves(labels: Sequence[str], runs: Sequence[Found]) -> list[Graph]:
 
 def per_class(labels: Sequence[str], runs: Sequence[Found]) -> Html | None:
     """AP of each class in each run that was evaluated."""
-    found = [{k: next(iter(figures(v).values()), math.nan) for k, v in _mapping(run, "per_class").items()}
-             for run in runs]  # fmt: skip
+    listed = [class_figures(run.judged.scores) if run.judged else {} for run in runs]
+    found = [{title: row.get(main_figure(rows), math.nan) for title, row in rows.items()} for rows in listed]
     rows = _side_by_side(found, better=True)
     if not rows:
         return None

@@ -73,9 +73,11 @@ def commands(found: Found) -> list[tuple[str, list[str]]]:
         listed.append(("Use it", ["boxwright", "predict", "--weights", weights, "--input", "PICTURES"]))
     elif found.judged and found.judged.scores:
         scores = found.judged.scores
-        words = ["boxwright", "evaluate", "--weights", str(scores.get("weights", "WEIGHTS")),
-                 "--data", str(scores.get("data", "DATA"))]  # fmt: skip
-        if scores.get("split", "val") != "val":
+        words = ["boxwright", "evaluate"]
+        words += ["--detections", str(scores["detections"])] if scores.get("detections") else [
+            "--weights", str(scores.get("weights", "WEIGHTS"))]  # fmt: skip
+        words += ["--truth" if scores.get("detections") else "--data", str(scores.get("data", "DATA"))]
+        if scores.get("split") not in (None, "val"):
             words += ["--split", str(scores["split"])]
         listed.append(("Judge the same again", words))
     listed.append(("Make this page again", ["boxwright", "report", str(folder)]))

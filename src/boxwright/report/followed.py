@@ -53,6 +53,10 @@ def glance(found: Found) -> Html:
     speeds = [row["images_per_s"] for row in found.steps if math.isfinite(row.get("images_per_s", math.nan))]
     if speeds:
         cards.append(("speed", number(sorted(speeds)[len(speeds) // 2], 3), "pictures a second, the median"))
+    elif found.judged:
+        speed = _float(_mapping(found.judged.scores.get("speed")).get("images_per_second"))
+        if math.isfinite(speed):
+            cards.append(("speed", number(speed, 3), "pictures a second, predicting"))
     if found.judged and (analysis := found.judged.analysis):
         overall = analysis.thresholds.overall
         if math.isfinite(overall.f1):

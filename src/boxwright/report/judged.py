@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from boxwright.evaluation.analysis import Analysis
@@ -17,6 +17,7 @@ from boxwright.report.grids import calibration, confusion
 from boxwright.report.markup import Html, fraction, join, name, number, table, tag
 from boxwright.report.pictures import embedded
 from boxwright.report.reading import Judged, Shown
+from boxwright.report.scored import scores
 
 MEANT = {
     "class": "the box fits, the class is wrong",
@@ -86,57 +87,6 @@ def curves_data(analysis: Analysis) -> Html:
     }
     text = json.dumps(told, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
     return Html(f'<script type="application/json" id="curves-data">{text}</script>')
-
-
-def scores(judged: Judged) -> Html | None:
-    """AP by every rule, and of each class."""
-    found = judged.scores
-    parts: list[Html] = []
-    for key, title, said in (
-        ("coco", "COCO", "AP is the mean over IoU 0.50 to 0.95 and all classes; AR the recall with so many boxes."),
-        ("voc", "Pascal VOC", "07@50 is VOC 2007's mean of 11 points, area the one since 2010; IoU after the @."),
-    ):
-        known = figures(found.get(key))
-        if known:
-            intervals = found.get("intervals")
-            interval = intervals.get(key) if isinstance(intervals, dict) else None
-            rows = [[k, bar(v, 1.0, label=fraction(v)), fraction(v), *_interval(interval, k)]
-                    for k, v in known.items()]  # fmt: skip
-            head = ["figure", "", title, *(["95 % interval"] if isinstance(interval, dict) else [])]
-            parts.append(tag("div", table(head, rows, caption=title, words=2), tag("p", said, class_="said")))
-    columns = tag("div", *parts, class_="columns") if parts else None
-    classes = _per_class(judged)
-    if not columns and not classes:
-        return None
-    facts = [f"{key} {number(float(found[key]))}" for key in ("images", "objects") if isinstance(found.get(key), int)]
-    said = [f"{key} {found[key]}" for key in ("weights", "data", "split") if isinstance(found.get(key), str)]
-    return join([tag("p", "; ".join([*said, *facts])) if said or facts else None, columns, classes])
-
-
-def _per_class(judged: Judged) -> Html | None:
-    listed = judged.scores.get("per_class")
-    rows = {k: figures(v) for k, v in listed.items()} if isinstance(listed, dict) else {}
-    if not rows:
-        return None
-    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
-    first = keys[0] if keys else ""
-    errors = judged.analysis.errors.per_class if judged.analysis else {}
-    head = ["class", "", *keys, *(["objects", "found"] if errors else [])]
-    body: list[list[Any]] = []
-    for title, row in rows.items():
-        value = row.get(first, math.nan)
-        cells: list[Any] = [(name(title), title), (bar(value, 1.0, label=fraction(value)), value)]
-        cells += [(fraction(row.get(key)), row.get(key, math.nan)) for key in keys]
-        if errors:
-            known = errors.get(title)
-            cells += [number(known.objects), number(known.found)] if known else ["–", "–"]
-        body.append(cells)
-    return join(
-        [
-            table(head, body, caption="Each class", sortable=True),
-            tag("p", "A class far below the others has too few objects, or is confused with another.", class_="said"),
-        ]
-    )
 
 
 def errors(analysis: Analysis) -> Html:
@@ -306,24 +256,6 @@ def review(judged: Judged, analysis: Analysis) -> Html:
 
 def _maybe(text: str | None) -> Html | str:
     return "–" if text is None else name(text)
-
-
-def figures(value: Any) -> dict[str, float]:
-    """The figures of a mapping, NaN for null."""
-    if not isinstance(value, Mapping):
-        return {}
-    return {
-        str(k): math.nan if v is None else float(v)
-        for k, v in value.items()
-        if v is None or (isinstance(v, int | float) and not isinstance(v, bool))
-    }
-
-
-def _interval(intervals: Any, key: str) -> list[str]:
-    if not isinstance(intervals, dict):
-        return []
-    pair = intervals.get(key)
-    return [" – ".join(map(fraction, pair)) if isinstance(pair, list) else "–"]
 
 
 def _rounded(values: Sequence[float]) -> list[float | None]:
