@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,10 @@ from PIL import Image
 from boxwright.__main__ import main
 from boxwright.data.check import Checked, Rules, check_dataset
 from boxwright.data.check.finding import KINDS
+from boxwright.data.check.mend import mend_dataset
 from boxwright.data.check.text import printable, report_lines
 from boxwright.data.dataset import open_dataset
+from boxwright.data.shards import shard as write_shards
 from boxwright.types import UserError
 
 W, H = 80, 60
@@ -501,6 +506,60 @@ def test_no_escape_sequence_reaches_the_terminal(voc: Voc, tmp_path: Path, capsy
     assert "default-src &#x27;none&#x27;" in html
 
 
+def test_the_page_shows_the_worst_with_their_boxes(voc: Voc, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    voc.add("train", "x", [("cat", (40, 6, 5, 50)), ("dog", ("-1e300", 6, "1e300", 50))])
+    voc.add("train", "y", said="100x100")
+    main(["data", "check", str(voc.folder), "--html", str(page)])
+    html = page.read_text()
+    pictures = [part.split('"')[0] for part in html.split("data:image/jpeg;base64,")[1:]]
+    assert len(pictures) == 2
+    pixels = np.asarray(Image.open(BytesIO(base64.b64decode(pictures[1]))).convert("RGB")).astype(int)
+    red = (pixels[:, :, 0] > 200) & (pixels[:, :, 1] < 110) & (pixels[:, :, 2] < 110)
+    rows, columns = np.flatnonzero(red.mean(1) > 0.3), np.flatnonzero(red.mean(0) > 0.5)
+    scale = pixels.shape[1] / W
+    for edges, expected in ((columns, (4, 40)), (rows, (5, 50))):
+        assert abs(edges.min() / scale - expected[0]) < 1
+        assert abs(edges.max() / scale - expected[1]) < 1
+    for part in ("Findings", "Classes", "Sizes", "corners the wrong way round", "<svg"):
+        assert part in html
+
+
+def test_spoilt_annotations_are_told_and_mended_without_a_crash(voc: Voc, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    text = annotation([("cat", (5, 6, 40, 50)), ("dog", (45, 10, 75, 55))]).encode()
+    for number in range(200):
+        spoilt = bytearray(text)
+        for _ in range(int(rng.integers(1, 5))):
+            at = int(rng.integers(0, len(spoilt)))
+            how = rng.integers(0, 4)
+            if how == 0:
+                spoilt[at] = int(rng.integers(0, 256))
+            elif how == 1:
+                del spoilt[at : at + int(rng.integers(1, 30))]
+            elif how == 2:
+                spoilt[at:at] = spoilt[: int(rng.integers(1, 60))]
+            else:
+                spoilt[at : at + 1] = bytes(f"{rng.integers(-999, 999)}", "ascii")
+        voc.picture("train", f"x{number}")
+        voc.xml("train", f"x{number}", bytes(spoilt))
+    (voc.folder / "data.yaml").write_text(LISTED.format("cat, dog", 2))
+    checked = check_dataset(voc.folder / "data.yaml")
+    assert checked.errors > 50
+    mended = mend_dataset(voc.folder / "data.yaml", tmp_path / "fixed")
+    assert mended.pictures["train"] + mended.left_out == 203
+    assert check_dataset(tmp_path / "fixed").errors == 0
+
+
+def test_nothing_here_needs_torch(voc: Voc) -> None:
+    code = (
+        "import sys; from boxwright.__main__ import main; "
+        "code = main(['data', 'check', sys.argv[1]]); sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(voc.folder)], capture_output=True, check=False)
+    assert done.returncode == 0
+
+
 def test_printable_keeps_letters_and_shows_the_rest() -> None:
     assert printable("grün 猫") == "grün 猫"
     assert printable(NASTY) == "\\x1b[31m<script>alert(1)</script>\\u202e"
@@ -516,6 +575,32 @@ def test_thousands_of_faults_are_counted_and_few_are_told(voc: Voc) -> None:
     assert any("and 8,997 more" in line for line in lines)
 
 
+def test_thousands_of_objects_in_one_place_take_no_age(voc: Voc) -> None:
+    voc.add("train", "x", [("cat", (5 + n / 1e5, 6, 75, 56)) for n in range(4000)])
+    started = time.monotonic()
+    checked = check_dataset(voc.folder)
+    assert kinds(checked) == {"near-duplicate": 3999}
+    assert time.monotonic() - started < 30
+
+
+def test_pictures_in_shards_are_looked_at_too(voc: Voc, tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(3).integers(0, 255, (H, W), np.uint8)).save(voc.folder / "train/images/g.png")
+    voc.xml("train", "g", annotation([("cat", (5, 6, 40, 50))]))
+    data = (voc.folder / "train/images/t1.png").read_bytes()
+    (voc.folder / "valid/images/leak.png").write_bytes(data)
+    voc.xml("valid", "leak", annotation([("cat", (5, 6, 40, 50))]))
+    write_shards(open_dataset(voc.folder), tmp_path / "shards", size=1 << 20, tolerance={}, say=lambda _: None)
+    checked = check_dataset(tmp_path / "shards", decode=True)
+    assert kinds(checked) == kinds(check_dataset(voc.folder, decode=True)) == {"grey": 1, "leak": 1}
+    list(report_lines(checked))
+    (shard,) = (tmp_path / "shards").rglob("*train*.tar")
+    spoilt = bytearray(shard.read_bytes())
+    at = spoilt.index(data[40:80])
+    spoilt[at : at + 4] = b"\0\0\0\0"
+    shard.write_bytes(spoilt)
+    assert kinds(check_dataset(tmp_path / "shards"))["unreadable-picture"] == 1
+
+
 def test_an_ascii_terminal_takes_the_report(voc: Voc) -> None:
     voc.add("train", "grün", [("Kätzchen", (40, 6, 5, 50))])
     done = subprocess.run(
@@ -528,8 +613,6 @@ def test_an_ascii_terminal_takes_the_report(voc: Voc) -> None:
 
 
 def test_headers_that_are_cut_or_lie_give_no_traceback() -> None:
-    from io import BytesIO
-
     from boxwright.data.check.headers import notes_of
 
     starts = {

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 from boxwright.data.check.content import Group, content_findings, content_groups, equal_files
 from boxwright.data.check.evidence import VocEvidence
@@ -17,6 +16,7 @@ from boxwright.data.check.headers import notes_of
 from boxwright.data.check.objects import class_findings, object_findings
 from boxwright.data.check.pixels import look_at_pixels
 from boxwright.data.dataset import Dataset, Split, open_dataset
+from boxwright.data.feeding import ReadingError
 from boxwright.data.formats.base import Item
 from boxwright.data.images import ImageError, read_bytes, read_header
 from boxwright.data.layout import SplitName
@@ -173,20 +173,20 @@ def _files(
             continue
         seen.splits.setdefault(item.image, []).append(name)
         try:
-            header = read_header(item.image)
-            with _opened(item.image) as file:
+            source = item.image if isinstance(item.image, Path) else read_bytes(item.image)
+            header = read_header(source)
+            with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
                 notes = notes_of(file, header.format, Path(item.image).suffix, header.orientation)
-        except (ImageError, OSError):
+        except (ImageError, ReadingError, OSError) as error:
+            if not isinstance(item.image, Path):  # of a picture in a shard, reading took the index's word
+                reason, training = getattr(error, "reason", str(error)), "leaves the picture out"
+                yield Finding(name, "unreadable-picture", "lost", reason, training, "skipped image", item.image)
             continue
         for kind, reason in notes.items():
             yield Finding(name, kind, "note", reason, "uses it", path=item.image)
         if item.annotation and item.annotation.suffix.lower() == ".xml" and isinstance(item.image, Path):
             size = sizes.get(item.image, header.size)
             yield from voc.add(item.annotation, item.image, size, header.orientation)
-
-
-def _opened(picture: Picture) -> BinaryIO:
-    return picture.open("rb") if isinstance(picture, Path) else BytesIO(read_bytes(picture))
 
 
 def _shared(seen: _Seen) -> Iterator[Finding]:

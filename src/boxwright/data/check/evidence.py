@@ -113,15 +113,10 @@ class VocEvidence:
         full, past = np.any(boxes[:, 2:] == limits, axis=1), np.any(boxes[:, 2:] == limits + 1, axis=1)
         short = np.any(boxes[:, 2:] == limits - 1, axis=1)
         if from_0.sum() >= _FEW and from_0.sum() > from_1.sum():
-            ends = (
-                "last pixels are counted from 0 too"
-                if short.sum() > full.sum()
-                else "the right and lower edges are right"
-            )
+            ends = " and ends a pixel early" if short.sum() > full.sum() else ""
             reason = (
-                f"begin at 0 and {int(from_1.sum())} at 1, where VOC counts from 1; {int(full.sum())} end at the "
-                f"picture's width or height, {int(short.sum())} a pixel before: every box is read a pixel too far up "
-                f"and left, and {ends}"
+                f"begin at 0 and {int(from_1.sum())} at 1, where VOC counts from 1 ({int(full.sum())} end in the last "
+                f"pixel, {int(short.sum())} in the one before): every box is read a pixel too far up and left{ends}"
             )
             yield self._suspect("counts-from-0", from_0, owners, reason)
         if past.sum() >= _FEW and past.sum() > full.sum():

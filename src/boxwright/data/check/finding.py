@@ -102,7 +102,7 @@ _ACTIONS: Mapping[Action, tuple[Level, Training]] = {
 
 # What a reader's reason says → its kind; the first that is found counts.
 _REASONS: tuple[tuple[str, str], ...] = (
-    (r"there is no picture of this name|picture is not there|no picture", "no-picture"),
+    (r"there is no picture of this name|there is no .+ in |names no picture", "no-picture"),
     (r"there is no annotation of this name", "no-annotation"),
     (r"too small to learn from", "small-picture"),
     (r"swapped, or labelled before its EXIF", "swapped-size"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +24,6 @@ _MANY = 500  # objects of a picture up to which every two are compared; more are
 def object_findings(split: str, records: Sequence[Record], classes: Sequence[str]) -> Iterator[Finding]:
     """What is odd about the objects of a split."""
     whole: list[tuple[Record, int]] = []
-    places: defaultdict[tuple[object, ...], list[tuple[Record, int]]] = defaultdict(list)
     objects = 0
     for record in records:
         height, width = record.size
@@ -39,10 +38,6 @@ def object_findings(split: str, records: Sequence[Record], classes: Sequence[str
         edges = np.abs(boxes - np.array([0, 0, width, height], np.float32)) <= 0.01 * np.array([width, height] * 2)
         covers = edges.all(1)
         whole += [(record, int(index)) for index in np.flatnonzero(covers)]
-        for index in np.flatnonzero(~covers):
-            places[(record.size, int(record.labels[index]), *boxes[index].round(1).tolist())].append(
-                (record, int(index))
-            )
         yield from _twice(split, record, classes)
     if whole:
         strong = len(whole) >= 5 and len(whole) > 0.3 * objects
@@ -50,11 +45,32 @@ def object_findings(split: str, records: Sequence[Record], classes: Sequence[str
         for record, index in whole if not strong else whole[:1]:
             reason = count if strong else "the box is the whole picture"
             yield _finding(split, "whole-picture", "suspect" if strong else "note", record, index, reason, classes)
-    repeated = {place: those for place, those in places.items() if len(those) >= max(5, 0.02 * len(records))}
-    for place, those in sorted(repeated.items(), key=lambda item: -len(item[1])):
-        box = " ".join(f"{edge:g}" for edge in place[2:])  # type: ignore[str-format]
-        reason = f"the same box {box} of {classes[place[1]]!r} is in {len(those)} pictures"  # type: ignore[index]
-        yield _finding(split, "repeated-box", "suspect", *those[0], reason, classes)
+    yield from _repeated(split, records, classes)
+
+
+def _repeated(split: str, records: Sequence[Record], classes: Sequence[str]) -> Iterator[Finding]:
+    """Boxes, but for whole pictures, that are the same in many pictures of one size."""
+    counts = np.array([len(record.labels) for record in records], np.int64)
+    if not counts.sum():
+        return
+    owner = np.repeat(np.arange(len(records)), counts)  # (N,)
+    sizes = np.array([record.size for record in records], np.float32)[owner]  # (N, 2) height, width
+    labels = np.concatenate([record.labels for record in records])
+    boxes = np.concatenate([record.boxes for record in records])
+    rows = np.column_stack([sizes, labels.astype(np.float32), boxes.round(1)])  # (N, 7)
+    _, once = np.unique(np.column_stack([rows, owner]), axis=0, return_index=True)  # however often in a picture
+    _, first, times = np.unique(rows[once], axis=0, return_index=True, return_counts=True)
+    for place in np.argsort(-times, kind="stable"):
+        if times[place] < max(5, 0.02 * len(records)):
+            return
+        at = int(once[first[place]])
+        record, (height, width), box = records[owner[at]], sizes[at], boxes[at]
+        if (np.abs(box - np.array([0, 0, width, height])) <= 0.01 * np.array([width, height] * 2)).all():
+            continue
+        shown = " ".join(f"{edge:g}" for edge in box)
+        reason = f"the same box {shown} of {classes[labels[at]]!r} is in {times[place]} pictures"
+        index = at - int(counts[: owner[at]].sum())
+        yield _finding(split, "repeated-box", "suspect", record, index, reason, classes)
 
 
 def _finding(
@@ -73,8 +89,12 @@ def _finding(
 
 
 def _twice(split: str, record: Record, classes: Sequence[str]) -> Iterator[Finding]:
-    """Pairs of boxes that are nearly one."""
+    """Boxes that are nearly an earlier one."""
+    told: set[int] = set()
     for first, second in _pairs(record.boxes):
+        if second in told:
+            continue
+        told.add(second)
         names = [classes[int(record.labels[index])] for index in (first, second)]
         if names[0] == names[1]:
             kind, reason = "near-duplicate", f"nearly the same box of {names[0]!r} is there twice"

@@ -170,7 +170,7 @@ def _findings(checked: Checked, limit: int) -> Iterator[str]:
             last = level
         total = checked.findings.total(level, kind)
         done = "" if level in ("error", "suspect", "note") else f"; training {listed[0].training}"
-        yield f"  {total:,} {KINDS[kind]}{done}"
+        yield f"  {KINDS[kind]}: {total:,}{done}"
         for finding in listed[:limit]:
             yield f"    {line_of_finding(finding)}"
         if total > limit and limit:
@@ -190,7 +190,7 @@ def mended_lines(mended: Mended) -> Iterator[str]:
     pictures = " + ".join(f"{count:,} {name}" for name, count in mended.pictures.items())
     yield f"corrected copy: {pictures} pictures, {mended.changes:,} changes; {printable(str(mended.data))}"
     for kind, count in mended.kinds.items():
-        yield f"  {count:,} {kind}"
+        yield f"  {kind}: {count:,}"
     if mended.changes:
         yield f"  each with its line before and after in {printable(str(mended.data.parent / 'changes.txt'))}"
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 from xml.parsers import expat
 
+import numpy as np
+
 from boxwright.data.formats.base import RefusedError, class_name, number
 from boxwright.data.formats.voc import readable_xml
-from boxwright.types import Float32, Size
+from boxwright.types import Float32, Int64, Names, Size
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -88,18 +91,29 @@ def is_box(values: tuple[float, float, float, float]) -> bool:
 
 def line_of(path: Path, box: Float32, name: str) -> int | None:
     """The line of the object of a class that has this box, continuous edges; None where it was made of another."""
-    document = read_document(path)
-    if document is None:
+    try:
+        status = path.stat()
+    except OSError:
         return None
-    x1, y1, x2, y2 = (float(edge) for edge in box)
-    best: tuple[bool, float, int] | None = None
-    for item in document.objects():
-        xmin, ymin, xmax, ymax = corners(item)
-        apart = max(abs(xmin - 1 - x1), abs(ymin - 1 - y1), abs(xmax - x2), abs(ymax - y2))
-        if apart < 1.5:  # it may have been cut by a pixel
-            found = class_name(text(child(item, "name"))) != name, apart, document.lines[item]
-            best = min(best, found) if best else found
-    return best[2] if best else None
+    boxes, names, lines = _known(path, status.st_mtime_ns, status.st_size)
+    if not len(boxes):
+        return None
+    apart = np.abs(boxes - box).max(1)
+    apart = np.where(apart < 1.5, apart + 2 * (names != name), np.inf)  # it may have been cut by a pixel
+    best = int(np.nanargmin(np.append(apart, np.inf)))
+    return int(lines[best]) if best < len(lines) and np.isfinite(apart[best]) else None
+
+
+@lru_cache(maxsize=4)  # thousands of objects in one file may be asked for
+def _known(path: Path, modified: int, size: int) -> tuple[Float32, Names, Int64]:
+    """Boxes (N, 4) with continuous edges, classes and lines of the objects in a file."""
+    document = read_document(path)
+    objects = document.objects() if document else []
+    boxes = np.array([corners(item) for item in objects], np.float32).reshape(-1, 4)
+    boxes[:, :2] -= 1
+    names = np.array([class_name(text(child(item, "name"))) for item in objects], np.str_)
+    lines = np.array([document.lines[item] for item in objects if document], np.int64)
+    return boxes, names, lines
 
 
 def stated(document: Document) -> tuple[Element | None, Size | None]:
