@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from boxwright.evaluation.analysis import analyse
 from boxwright.evaluation.conventions import Judgement, Resized, judge_all
 from boxwright.folders import commit
-from boxwright.types import Detections, DiskFailed, Record, Scores
+from boxwright.types import Detections, DiskFailed, Member, Record, Scores
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,21 @@ def write_evaluation(
     origin: Mapping[str, Any],
     about: About | None = None,
     images_per_second: float = math.nan,
+    earlier: Sequence[Sequence[Detections]] = (),
+    reported: Path | None = None,
 ) -> Evaluated:
     """Judge `detections`, those of `records` in the same order, and write everything into the existing `folder`.
 
     origin: what was judged, for scores.json: weights or detections, data, split.
+    earlier: detections of the same records by other epochs, to tell what persists.
+    reported: the folder that the report is of, where this one is inside a run's.
     """
     about = about or About()
     judgement = judge_all(
         records, detections, classes, ious=about.ious, resized=about.resized, areas=about.areas,
         resamples=about.resamples, seed=about.seed,
     )  # fmt: skip
-    analysis = analyse(records, detections, classes)
+    analysis = analyse(_sized(records, detections), detections, classes, earlier=earlier)
     threshold = float(analysis.thresholds.overall.threshold)
     content = {
         **origin,
@@ -85,8 +89,19 @@ def write_evaluation(
         from boxwright.inference.gallery import write_gallery
 
         write_gallery(folder, records, detections, classes, analysis)
-    write_report(folder)
+    write_report(reported or folder)
     return Evaluated(folder, judgement.scores, images_per_second, threshold, judgement)
+
+
+def _sized(records: Sequence[Record], detections: Sequence[Detections]) -> list[Record]:
+    """The same records, where nobody told a picture's size with the smallest that holds all its boxes."""
+    sized: list[Record] = []
+    for record, found in zip(records, detections, strict=True):
+        if min(record.size) == 0:
+            corners = np.concatenate([record.boxes[:, 2:], found.boxes[:, 2:], [[1, 1]]]).max(axis=0)
+            record = replace(record, size=(math.ceil(corners[1]), math.ceil(corners[0])))
+        sized.append(record)
+    return sized
 
 
 def detections_as_json(

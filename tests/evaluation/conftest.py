@@ -304,3 +304,16 @@ def draw_split(
         scores = np.round(draw.random(detections), 2)
         found.append(Detections(all_boxes, scores.astype(np.float32), guess.astype(np.int64)))
     return Judged(records, found, [f"class {label}" for label in range(classes)])
+
+
+@pytest.fixture(scope="session")
+def one_picture() -> Any:
+    """One picture of one class: its objects, which are difficult, and detections, best first."""
+
+    def make(boxes: Any, difficult: Any, found: Any) -> Judged:
+        scores = np.linspace(0.9, 0.5, len(found))
+        return Judged(
+            [record("a", boxes, [0] * len(boxes), difficult)], [detections(found, scores, [0] * len(found))], ["cat"]
+        )
+
+    return make

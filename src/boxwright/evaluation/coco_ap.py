@@ -37,7 +37,7 @@ class Coco:
     place: Int64  # (D,) of each detection among those of its class and picture, from 0
 
     def figures(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """The figures named in `FIGURES`, of the sizes judged, and AP, AP50 and AP75 of each class; NaN where there is nothing to find."""
+        """Those of `FIGURES` whose sizes were judged, and AP, AP50 and AP75 of each class; NaN for nothing to find."""
         precision = {name: average_precision(verdicts, "coco") for name, verdicts in self.verdicts.items()}  # (K, T)
         whole = precision[""]
         half, three_quarters = whole[:, 0], whole[:, 5]
@@ -89,7 +89,7 @@ def judge(flat: Flat, *, sizes: bool = True) -> Coco:
     """
     areas = AREAS if sizes else {"": AREAS[""]}
     order = flat.by_class
-    place = _places(flat)
+    place = flat.places
     order = order[place[order] < MOST]  # (D,) all that count
     near = pairs(flat, minimum=math.nextafter(IOUS[0], 0), crowd_share=True)
     near_order = np.lexsort((-near.object, -near.iou, near.detection))
@@ -134,15 +134,3 @@ def judge(flat: Flat, *, sizes: bool = True) -> Coco:
 
 def _outside(areas: Float64, least: float, most: float) -> Bool:
     return (areas < least) | (areas > most)
-
-
-def _places(flat: Flat) -> Int64:
-    """The place of each detection among those of its class and picture, best first, (D,)."""
-    group = flat.images * len(flat.classes) + flat.labels
-    order = np.argsort(group, kind="stable")
-    first = np.ones(len(order), np.bool_)
-    first[1:] = group[order][1:] != group[order][:-1]
-    begun = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order)) - begun
-    return place

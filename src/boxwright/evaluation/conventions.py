@@ -127,7 +127,7 @@ class _Judge:
     def everything(self, resamples: int, seed: int) -> Judgement:
         coco, per_class = self.coco.figures()
         by_difficult = {"count": coco}
-        by_difficult["ignore"] = self._coco(replace(self.flat, crowd=self.flat.crowd | self.flat.difficult))
+        by_difficult["ignore"] = self._coco(self.flat.against(crowd=self.flat.crowd | self.flat.difficult))
         by_difficult["delete"] = self._coco(_only(self.flat, ~self.flat.difficult))
         voc = tuple(self._voc(difficult, plus_one) for plus_one in (False, True) for difficult in DIFFICULT)
         official = voc[0]
@@ -181,7 +181,7 @@ class _Judge:
             }
 
         # MMDetection's boxes end in their last pixel, those of the network do not; both get a pixel more.
-        shifted = replace(self.flat, object_boxes=self.flat.object_boxes - np.array([0.0, 0, 1, 1]))
+        shifted = self.flat.against(object_boxes=self.flat.object_boxes - np.array([0.0, 0, 1, 1]))
         mm = voc_ap.judge(shifted, ious=[0.5], pixel=1.0)
         known = all(min(size) > 0 for size in self.sizes)
         article = self._coco(_as_article(self.flat, self.sizes, self.resized)) if known else {}
@@ -240,7 +240,7 @@ def _only(flat: Flat, keep: NDArray[np.bool_]) -> Flat:
     names = (
         "object_boxes", "object_labels", "object_images", "difficult", "crowd", "object_areas", "object_places",
     )  # fmt: skip
-    return replace(flat, **{name: getattr(flat, name)[keep] for name in names})
+    return flat.against(**{name: getattr(flat, name)[keep] for name in names})
 
 
 def _as_article(flat: Flat, sizes: Sequence[Size], resized: Resized) -> Flat:

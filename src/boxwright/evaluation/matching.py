@@ -8,7 +8,7 @@ box.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,25 @@ class Flat:
             labels.astype(np.uint16) if len(self.classes) < 1 << 16 else labels
         )  # sorted by digits: three times as fast
         return best_first[np.argsort(few, kind="stable")]
+
+    @cached_property
+    def places(self) -> Int64:
+        """The place of each detection among those of its class and picture, best first, from 0, (D,)."""
+        group = self.images * len(self.classes) + self.labels
+        order = np.argsort(group, kind="stable")
+        first = np.ones(len(order), np.bool_)
+        first[1:] = group[order][1:] != group[order][:-1]
+        begun = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order)) - begun
+        return place
+
+    def against(self, **objects: NDArray[Any]) -> Flat:
+        """The same detections against other objects; what is known of their order is kept."""
+        assert all(name.startswith("object_") or name in ("difficult", "crowd") for name in objects)
+        other = replace(self, **objects)
+        other.__dict__.update(by_class=self.by_class, places=self.places)
+        return other
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +182,7 @@ def _chunks(
 
 
 def _sorted(keys: tuple[NDArray[Any], ...], among_equals: tuple[NDArray[Any], ...]) -> Int64:
-    """The order by `keys`, the last of them first, as lexsort has it; `among_equals` are looked at only where needed."""
+    """The order by `keys`, the last of them first, as lexsort has it; `among_equals` decide among equals."""
     order = np.lexsort(keys)
     equal = np.ones(max(len(order) - 1, 0), np.bool_)
     for key in keys:
