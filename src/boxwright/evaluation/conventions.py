@@ -189,7 +189,7 @@ class _Judge:
         side = f"{self.resized.imgsz} px, {'square' if self.resized.square else 'aspect kept'}"
         return (
             Printed("pycocotools, torchmetrics", "101 points, difficult counted", {key: coco[key] for key in three}),
-            Printed("detectron2, MMDetection: COCO", "101 points, difficult counted", {key: coco[key] for key in three}),
+            Printed("detectron2, MMDetection: COCO", "101 points, difficult counted", {k: coco[k] for k in three}),
             Printed("VOC devkit 2007", "11 points, difficult ignored", {"AP50": mean(eleven[:, self.at[0.5]])}),
             Printed("VOC devkit 2010+", "area, difficult ignored", {"AP50": mean(area[:, self.at[0.5]])}),
             Printed("detectron2: VOC 2007", "11 points, difficult ignored", over_ten(eleven)),
