@@ -445,6 +445,8 @@ def test_two_pictures_for_one_annotation_are_an_error_of_the_data(voc: Voc) -> N
 def test_exit_codes(voc: Voc, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(voc.folder)]) == 0
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main(["data", "check", str(tmp_path / "empty")]) == 2
     assert main(["data", "check", str(voc.folder), "--split", "test"]) == 2
     assert main(["data", "check", str(voc.folder), "--max-bad", "2"]) == 2
     assert main(["data", "check", str(voc.folder), "--html", str(tmp_path / "x.txt")]) == 2

@@ -78,6 +78,8 @@ def check_dataset(
     try:
         classes = dataset.classes  # which may have to be collected from all annotations
     except UserError as error:
+        if str(error).startswith("no pictures"):  # the wrong folder, not a dataset with faults
+            raise
         findings.add(Finding("all", "split", "error", str(error), "refuses", "refused"))
         return Checked(dataset.path, (), {}, findings, (), dataset.layout.notes, imgsz, decode)
     seen = _Seen()

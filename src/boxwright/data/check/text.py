@@ -58,11 +58,10 @@ def verdict(checked: Checked) -> str:
     """The last line: what training would do."""
     found = checked.findings
     if checked.errors:
-        kinds = sum(level == "error" for level, _ in found.kinds())
-        return (
-            f"{checked.errors:,} errors of {kinds} kinds: training refuses this dataset. `--fix FOLDER` writes a "
-            "corrected copy"
-        )
+        kinds = [kind for level, kind in found.kinds() if level == "error"]
+        more = f" of {len(kinds)} kinds" if len(kinds) > 1 else ""
+        hint = ". `--fix FOLDER` writes a corrected copy" if "split" not in kinds else ""
+        return f"{checked.errors:,} error{'s' * (checked.errors > 1)}{more}: training refuses this dataset{hint}"
     counts = [f"{found.count(level):,} {word}" for level, word in _WORDS.items() if found.count(level)]
     return f"no errors{': ' if counts else ''}{', '.join(counts)}"
 
