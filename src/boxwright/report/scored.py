@@ -15,7 +15,7 @@ RULES = (
     ("voc", "Pascal VOC", "07@50 is VOC 2007's mean of 11 points, area the one since 2010; the IoU after the @."),
 )
 ORIGIN = ("weights", "detections", "data", "split")
-INTERVAL = "95 % interval"
+INTERVAL = "95 %"
 
 
 def scores(judged: Judged) -> Html | None:
@@ -59,7 +59,10 @@ def per_class(judged: Judged) -> Html | None:
         body.append(cells)
     said = "A class far below the others has too few objects, or is confused with another."
     if intervals:
-        said += " Where intervals overlap widely, these pictures are too few to tell which class is better."
+        said += (
+            " 95 % are what other pictures of the same kind would give: where these ranges overlap widely, there are too "
+            "few pictures to tell which class is better."
+        )
     return join([table(head, body, caption="Each class", sortable=True), tag("p", said, class_="said")])
 
 
@@ -119,7 +122,7 @@ def _conventions(found: Mapping[str, Any]) -> Html | None:
 def _interval(pair: Any) -> str:
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(v, int | float) for v in pair):
         return "–"
-    return " – ".join(fraction(float(v)) for v in pair)
+    return "–".join(fraction(float(v)) for v in pair)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
