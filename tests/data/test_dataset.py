@@ -463,6 +463,7 @@ def test_one_folder_of_annotations_may_serve_both_splits(prepared: Path, tmp_pat
         (b"train: \x07", "is no YAML"),
         ("[" * 2000, "nested too deep"),
         ("a: " + "b" * 1_000_001, "larger than 1 MB"),
+        ("a: [" + "[]," * 300_000 + "]", ":1:.* more than 50000 keys and values"),
         ("? [a, b]\n: c\n", ":1: unknown key"),
         ("train: '" + "x" * 5000 + "'\n", ":1: train: nothing at"),
         ('train: "a\\0b"\n', ":1: train: nothing at"),

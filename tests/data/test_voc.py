@@ -134,6 +134,9 @@ UTF16 = '<?xml version="1.0" encoding="UTF-16"?>' + document(GOOD)
     [
         b"\xef\xbb\xbf" + document(GOOD).encode(),
         UTF16.encode("utf-16"),
+        UTF16.encode("utf-16-le"),
+        UTF16.replace("UTF-16", "utf-8").encode("utf-16"),  # as a tool saves again what said so
+        UTF16.replace("UTF-16", "unicode_escape").encode("utf-16"),
         b'\n\n<?xml version="1.0"?>' + document(GOOD).encode(),
         b'\n<?xml version="1.0" encoding="ISO-8859-1"?>' + document(GOOD, "<!--\xe9-->").encode("latin-1"),
         document(GOOD).encode() + b"\n\0\0",

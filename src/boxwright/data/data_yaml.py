@@ -17,6 +17,7 @@ YOLO = (*SHORT, "names", "nc")
 _OTHER_TOOLS = {"names": "classes", "valid": "val", "nc": "NC", "root": "path"}
 BACKGROUND = "__background__"
 _MAX_YAML_BYTES = 1_000_000
+_MAX_NODES = 50_000  # a second of reading; 20,000 classes, numbered, are 40,000
 _MOST_DIGITS = 5  # of a class's number
 
 
@@ -179,7 +180,7 @@ class DataYaml:
                 data = file.read(_MAX_YAML_BYTES + 1)
             if len(data) > _MAX_YAML_BYTES:
                 raise UserError(f"{self.path} is larger than {_MAX_YAML_BYTES // 1_000_000} MB: no data YAML")
-            return yaml.compose(data.decode("utf-8-sig"), Loader=yaml.SafeLoader)
+            return yaml.compose(data.decode("utf-8-sig"), Loader=_Loader)
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
         except UnicodeDecodeError:
@@ -192,6 +193,19 @@ class DataYaml:
             raise UserError(f"{self.path}{where}: is no YAML: {error.problem or error.context}") from None
         except yaml.YAMLError as error:  # a character that YAML does not allow
             raise UserError(f"{self.path} is no YAML: {str(error).splitlines()[0]}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which stops at a file that would keep it busy for long."""
+
+    _nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:
+            problem = f"more than {_MAX_NODES} keys and values"
+            raise yaml.MarkedYAMLError(None, None, problem, self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 _TAG = "tag:yaml.org,2002:"

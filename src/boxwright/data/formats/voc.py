@@ -348,7 +348,7 @@ _DECLARATION = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]{1,40})[
 def _readable(data: bytes) -> tuple[bytes, str | None]:
     """The bytes to give to expat, and their encoding, None where it can tell by itself."""
     if b"\0" in data[:4] or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data, None
+        return data, "utf-16"  # whatever it says: tools save again what said utf-8
     data = data.rstrip(b"\0 \t\r\n")
     declaration = _DECLARATION.match(data.lstrip())
     if declaration is None:
