@@ -49,7 +49,9 @@ def average_precision(verdicts: Verdicts, points: Points) -> Float64:
         here = slice(verdicts.starts[label], verdicts.starts[label + 1])
         for t, (right, ignored) in enumerate(zip(verdicts.right[:, here], verdicts.ignored[:, here], strict=True)):
             places = np.flatnonzero(right)  # (R,)
-            judged = places + 1 - (np.cumsum(ignored)[places] if ignored.any() else 0)  # (R,) so far
+            judged = places + 1.0  # (R,) so far
+            if ignored.any():
+                judged -= np.cumsum(ignored)[places]
             found = np.arange(1.0, len(places) + 1)  # (R,)
             figures[label, t] = area_under(found, judged, float(total), points)
     return figures
@@ -80,7 +82,7 @@ def resampled(verdicts: Verdicts, points: Points, weights: Float64) -> Float64:
 
 
 def area_under(found: Float64, judged: Float64, total: Float64 | float, points: Points) -> Float64:
-    """AP from where each right detection stands, best first: a precision holds for the recalls it is the first to reach.
+    """AP from where each right detection stands, best first: its precision holds for the recalls it reaches first.
 
     found: (..., R) right ones up to and with each.    judged: (..., R) right and wrong ones up to and with each.
     total: (...) objects to find; NaN comes of 0.
