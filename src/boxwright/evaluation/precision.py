@@ -49,9 +49,9 @@ def average_precision(verdicts: Verdicts, points: Points) -> Float64:
         here = slice(verdicts.starts[label], verdicts.starts[label + 1])
         for t, (right, ignored) in enumerate(zip(verdicts.right[:, here], verdicts.ignored[:, here], strict=True)):
             places = np.flatnonzero(right)  # (R,)
-            judged = places + 1.0  # (R,) so far
+            judged = (places + 1).astype(np.float64)  # (R,) so far
             if ignored.any():
-                judged -= np.cumsum(ignored)[places]
+                judged = judged - np.cumsum(ignored)[places].astype(np.float64)
             found = np.arange(1.0, len(places) + 1)  # (R,)
             figures[label, t] = area_under(found, judged, float(total), points)
     return figures
