@@ -23,7 +23,10 @@ from boxwright.__main__ import verbs as listed_verbs
 from boxwright.config import Run, make_run
 from boxwright.models.published import PUBLISHED
 
-VERBS = ["demo", "train", "evaluate", "predict", "models", "plan", "data convert", "data prepare", "data synth"]
+VERBS = [
+    "demo", "train", "evaluate", "predict", "report", "models", "plan",
+    "data check", "data convert", "data prepare", "data shard", "data show", "data synth",
+]  # fmt: skip
 BOX = [[8, 8, 40, 40]]
 
 

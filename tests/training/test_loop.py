@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import signal
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from boxwright.models.detectors.faster_rcnn import FasterRCNN
 from boxwright.training import journal, loop, run_folder, state
 from boxwright.training.loop import Trained
 from boxwright.training.step import Asked
-from boxwright.types import Batch, Diverged, UserError
+from boxwright.types import Batch, Detections, Diverged, Record, UserError
 from boxwright.verbs import evaluate, train
 
 Start = Callable[..., Trained]
@@ -85,10 +85,12 @@ def promised() -> set[str]:
 def test_the_run_folder_is_as_drawn(trained: Path) -> None:
     files = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
     states = {name for name in files if name.startswith("state/")}
-    assert files - states == promised()
+    pictures = {name for name in files if name.startswith("evaluation/pictures/")}
+    assert files - states - pictures == promised()
+    assert "evaluation/pictures/gallery.json" in pictures
     assert 1 <= len(states) <= 2
     assert all(state.NAME.fullmatch(Path(name).name) for name in states)
-    assert len(promised()) == 12
+    assert len(promised()) == 16
 
 
 def test_every_file_reads(trained: Path, drawn: Path) -> None:
@@ -120,6 +122,25 @@ def test_every_file_reads(trained: Path, drawn: Path) -> None:
     parameters = sum(p.numel() for p in checkpoint.load(trained / "last_model.safetensors")[0].parameters())
     for expected in ("8 pictures", f"{parameters:,} parameters", "epoch 2/2", "best mAP"):
         assert expected in log
+
+
+def test_the_end_is_the_evaluation_of_the_best_weights(trained: Path, drawn: Path, tmp_path: Path) -> None:
+    weights, inside = trained / "best_model.safetensors", trained / "evaluation"
+    again = evaluate(weights, drawn, device="cpu", batch=4, project_dir=tmp_path).folder
+    theirs, ours = (json.loads((place / "scores.json").read_text("utf-8")) for place in (again, inside))
+    assert ours["conventions"] == theirs["conventions"]
+    assert ours["threshold"] == theirs["threshold"] == header(trained, "best").scores["threshold"]
+    for name in ("detections.json", "analysis.json"):
+        assert len((trained / "evaluation" / name).read_bytes()) > 100
+    assert not (trained / "evaluation" / "found").exists()
+    assert "<title>" in (trained / "report.html").read_text("utf-8")
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_evaluation(start: Start) -> None:
+    folder = start().folder
+    before = {path: path.read_bytes() for path in (folder / "evaluation").rglob("*") if path.is_file()}
+    train(resume=folder, quiet=True)
+    assert {path: path.read_bytes() for path in (folder / "evaluation").rglob("*") if path.is_file()} == before
 
 
 def test_checkpoints_say_where_they_come_from(trained: Path) -> None:
@@ -194,9 +215,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, maps: Iterable[float]) -> list[dic
     """Evaluations come to `maps`, one after another; the weights at each are kept."""
     scores, seen = iter(maps), []
 
-    def evaluate(predictor: Any, *_: Any) -> tuple[dict[str, float], Asked]:
+    def evaluate(predictor: Any, records: Sequence[Record], *_: Any) -> tuple[Any, ...]:
         seen.append({name: t.clone() for name, t in predictor.detector.state_dict().items()})
-        return {"map": next(scores), "map50": 0.5}, Asked()
+        return {"map": next(scores), "map50": 0.5}, [Detections()] * len(records), Asked()
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     return seen
@@ -450,6 +471,7 @@ def test_evaluation_sees_what_training_saw(trained: Path, drawn: Path, tmp_path:
     done = evaluate(trained / "best_model.safetensors", drawn, project_dir=tmp_path, device="cpu", batch=4)
     saved = header(trained, "best").scores
     in_training = {name: figure for name, figure in saved.items() if not name.startswith("val_")}
+    assert in_training.pop("threshold") == done.threshold
     assert done.scores.summary() == pytest.approx(in_training, nan_ok=True)
     written = json.loads((done.folder / "scores.json").read_text("utf-8"))
     assert written["coco"]["AP"] == pytest.approx(saved["map"])

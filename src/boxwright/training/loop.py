@@ -30,10 +30,11 @@ from boxwright.models import checkpoint
 from boxwright.models.detectors.base import Detector
 from boxwright.models.join import build_detector
 from boxwright.models.start import Origin, start_from
-from boxwright.training import previews, run_folder
+from boxwright.training import found, previews, run_folder
 from boxwright.training.budget import Budget
 from boxwright.training.distributed import World, join, lost, whole_state
 from boxwright.training.journal import Journal, Unwritten
+from boxwright.training.judged import write_judged
 from boxwright.training.moving import Average, Moving
 from boxwright.training.optim import autocast_type, make_optimizer
 from boxwright.training.resuming import identity, require_same, require_unborn
@@ -57,6 +58,7 @@ class Trained:
     steps: int = 0
     best: dict[str, float] = field(default_factory=dict)  # scores of best_model.safetensors
     best_epoch: int = 0
+    best_step: int = 0
     evaluations_since: int = 0
     judged: int = 0  # steps at the last evaluation
     total: int = 0  # steps that the run is to have
@@ -236,11 +238,15 @@ def _train(run: Run, world: World, stop: Stop, stack: ExitStack, *, quiet: bool)
             save()  # judging takes a while
             began = time.monotonic()
             world.same_buffers(judged_detector)
-            scores, request = evaluate(predictor, validation.records, run, batch, workers, journal, world, stop, cache)
+            scores, detections, request = evaluate(
+                predictor, validation.records, run, batch, workers, journal, world, stop, cache
+            )
             if scores:
                 if world.first:
                     states.wait()
                 judge(result, scores, judged_detector, header, world, epoch=epoch + (into_epoch > 0))
+                if world.first:
+                    found.keep(folder, result.steps, detections, best=result.best_step)
                 if world.first and dataset.save_previews and not world.sharded:
                     previews.validation(folder, predictor, validation.records)
                 journal.evaluation(result.steps - 1, scores, best=result.evaluations_since == 0)
@@ -296,6 +302,8 @@ def _train(run: Run, world: World, stop: Stop, stack: ExitStack, *, quiet: bool)
             raise KeyboardInterrupt
         raise Stopped(told)
     journal.conclude(result.best, result.best_epoch)
+    if world.first and (report := write_judged(folder, run, validation.records, dataset.classes, result.best_step)):
+        journal.say(f"all of it on one page: {report}")
     return result
 
 
@@ -309,8 +317,9 @@ def evaluate(
     world: World,
     stop: Stop,
     cache: Cache | None,
-) -> tuple[dict[str, float], Asked]:
-    """The scores of a split, through the predictor exactly as a user would run it; nothing once asked to stop.
+) -> tuple[dict[str, float], list[Detections], Asked]:
+    """The scores of a split and, for the first rank, what was found, through the predictor exactly as a user would run
+    it; nothing once asked to stop.
 
     Each rank looks at its share of the batches that one process would make, so that the scores are the same. Where
     the model is cut into pieces all look at all of them, since every forward takes everybody, and there is no loss.
@@ -320,7 +329,7 @@ def evaluate(
     watched = WithLosses(detector)
     if not world.sharded:
         predictor = Predictor(watched, predictor.classes, predictor.fit, predictor.device)
-    found: dict[int, Detections] = {}
+    mine: dict[int, Detections] = {}
     rank, ranks = (0, 1) if world.sharded else (world.rank, world.size)
     each = predictor.each_record(
         records,
@@ -331,18 +340,19 @@ def evaluate(
         timeout=run.data_timeout,
         cache=cache,
     )
-    for index, detections in each:
-        found[index] = detections
-        journal.evaluating(len(found) * ranks, len(records))
+    for index, picture in each:
+        mine[index] = picture
+        journal.evaluating(len(mine) * ranks, len(records))
         if stop and not world.sharded:
             break
-    shares = world.gathered((found, stop.signal, watched.terms))
+    shares = world.gathered((mine, stop.signal, watched.terms))
     signals = {number for _, number, _ in shares} - {None}
     if signals:
-        return {}, Asked(signal.SIGINT in signals, bool(signals - {signal.SIGINT}))
+        return {}, [], Asked(signal.SIGINT in signals, bool(signals - {signal.SIGINT}))
     scores: dict[str, float] = {}
+    detections: list[Detections] = []
     if world.first:
-        everything = {index: detections for share, _, _ in shares for index, detections in share.items()}
+        everything = {index: picture for share, _, _ in shares for index, picture in share.items()}
         detections = [everything[i] for i in range(len(records))]
         scores = score(records, detections, predictor.classes).summary()
         scores["threshold"] = best_threshold(records, detections, predictor.classes)
@@ -350,7 +360,7 @@ def evaluate(
             watched.add(terms)
         losses = watched.means()
         scores |= {"val_loss": math.fsum(losses.values()), **{f"val_{k}": v for k, v in losses.items()}}
-    return world.from_first(scores), Asked()
+    return world.from_first(scores), detections, Asked()
 
 
 def judge(
@@ -370,6 +380,7 @@ def judge(
     if not result.best or scores["map"] > result.best["map"]:
         save_weights(result.folder / "best_model.safetensors", detector, header, world)
         result.best, result.best_epoch, result.evaluations_since = scores, epoch, 0
+        result.best_step = result.steps
 
 
 def save_weights(path: Path, detector: nn.Module, header: checkpoint.Header, world: World) -> None:

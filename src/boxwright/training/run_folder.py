@@ -7,7 +7,9 @@ outputs/training/<name>/
 ├── best_model.safetensors   last_model.safetensors
 ├── state/                   what an exact resume needs: the newest two, each complete or absent
 ├── previews/                first_batch.jpg  validation.jpg
-└── plots/                   map.png  loss.png  learning_rate.png
+├── plots/                   map.png  loss.png  learning_rate.png
+├── evaluation/              of the best weights: scores.json  analysis.json  detections.json  pictures/
+└── report.html              all of it on one page
 """
 
 from __future__ import annotations
@@ -77,6 +79,8 @@ def write_run(folder: Path, run: Run, identity: Mapping[str, Any], device: torch
     """run.yaml and env.json, in the place of what an earlier run left here: nothing can be refused any more."""
     for name in ("metrics.jsonl", "results.csv", "train.log", "best_model.safetensors", "last_model.safetensors"):
         (folder / name).unlink(missing_ok=True)
+    (folder / "report.html").unlink(missing_ok=True)
+    shutil.rmtree(folder / "evaluation", ignore_errors=True)
     described = {**run.model_dump(mode="json"), "classes": identity["classes"]}
     write_text(folder / "run.yaml", yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
     described = {**environment(device, identity["data"]), "ranks": ranks, "job": job()}
