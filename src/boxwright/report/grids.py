@@ -75,7 +75,12 @@ def confusion(found: Confusion) -> Html:
         said += f" Of {size - 1} classes these are the {len(kept) - 1} that are mixed up most."
     title = "Confusion matrix"
     matrix = tag("figure", tag("h3", title), _matrix(found, kept), tag("figcaption", said), class_="graph")
-    return tag("div", matrix, tag("div", _mixed_up(found), class_="beside"), class_="graphs wide")
+    return tag(
+        "div",
+        matrix,
+        tag("div", _mixed_up(found), class_="beside"),
+        class_="graphs tall" if len(kept) > 20 else "graphs",
+    )
 
 
 def _kept(found: Confusion) -> list[int]:
@@ -124,7 +129,7 @@ def _matrix(found: Confusion, kept: list[int]) -> Html:
         *parts,
         frame[1],
         viewBox=f"0 0 {wide:.0f} {side:.0f}",
-        width=f"{wide:.0f}",
+        width=f"{wide * (1.25 if size <= COUNTED else 1):.0f}",
         role="img",
         aria_label=told,
         class_="matrix",

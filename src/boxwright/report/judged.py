@@ -146,7 +146,10 @@ def thresholds(analysis: Analysis) -> Html:
          (fraction(one.precision), one.precision), (fraction(one.recall), one.recall), number(one.shown), one.note]
         for title, one in analysis.thresholds.per_class.items()
     ]  # fmt: skip
-    head = ("class", "threshold", "F1", "precision", "recall", "boxes shown", "")
+    head = ["class", "threshold", "F1", "precision", "recall", "boxes shown", ""]
+    noted = any(one.note for one in analysis.thresholds.per_class.values())
+    if not noted:
+        head, rows = head[:-1], [row[:-1] for row in rows]
     told = (
         f"F1 is highest, {fraction(best.f1)}, if boxes with a score of at least {fraction(best.threshold)} are shown: "
         f"then {fraction(best.precision)} of the boxes are right and {fraction(best.recall)} of the objects are found."
@@ -157,7 +160,7 @@ def thresholds(analysis: Analysis) -> Html:
         [
             tag("p", told),
             tag("div", draw(graph), tag("div", table(head, rows, caption="Best threshold of each class",
-                sortable=True, last=1), class_="beside"), class_="graphs"),
+                sortable=True, last=int(noted)), class_="beside"), class_="graphs"),
         ]
     )  # fmt: skip
 

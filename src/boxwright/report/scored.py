@@ -60,8 +60,8 @@ def per_class(judged: Judged) -> Html | None:
     said = "A class far below the others has too few objects, or is confused with another."
     if intervals:
         said += (
-            " 95 % are what other pictures of the same kind would give: where these ranges overlap widely, there are too "
-            "few pictures to tell which class is better."
+            " 95 % are what other pictures of the same kind would give: where these ranges overlap widely, there are "
+            "too few pictures to tell which class is better."
         )
     return join([table(head, body, caption="Each class", sortable=True), tag("p", said, class_="said")])
 
