@@ -359,7 +359,9 @@ def test_a_few_bad_files_are_skipped_and_counted(
         (data / f"train/labels/{name}.xml").write_text(text)
     shutil.copy(tmp_path / "cut.jpg", data / "train/images/cut.jpg")
     (data / "train/labels/alone.xml").unlink()
-    assert main([*TRAIN.split(), "--data", str(data)]) == 0
+    assert main([*TRAIN.split(), "--data", str(data)]) == 2  # two contradict themselves
+    assert "bomb.xml:1: has a DOCTYPE" in capsys.readouterr().err
+    assert main([*TRAIN.split(), "--data", str(data), "--skip-bad"]) == 0
     error = capsys.readouterr().err
     assert "train: 1 pictures" in error
     assert "4 × skipped image" in error

@@ -102,7 +102,7 @@ def verbs() -> Iterator[tuple[str, str]]:
 def _fail(code: int, message: str, error: BaseException) -> int:
     if os.environ.get("BOXWRIGHT_DEBUG") == "1":
         raise error
-    text = " ".join(message.split())
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(message.split()))  # names of files
     sys.stderr.write(f"boxwright: error: {text}\n")
     return code
 

@@ -87,6 +87,8 @@ def evaluate(
     iou: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     intervals: int = 200,
     seed: int = 0,
+    skip_bad: bool = False,
+    ignore_unknown: bool = False,
     imgsz: int | None = None,
     square_img: bool | None = None,
     batch: int = 1,
@@ -120,6 +122,10 @@ def evaluate(
         Resamples of the pictures for 95 % intervals; 0 for none.
     seed
         Of the resamples.
+    skip_bad
+        Leave out annotations that contradict themselves, as in training.
+    ignore_unknown
+        Leave out objects of classes that the detector does not know.
     imgsz
         Side that pictures are resized to; by default as in training. With --detections, by the article's convention.
     square_img
@@ -139,8 +145,8 @@ def evaluate(
     """
     done = verbs.evaluate(
         weights, data, truth=truth, detections=detections, boxes=boxes, split=split, iou=iou or (0.5, 0.75),
-        intervals=intervals, seed=seed, imgsz=imgsz, square_img=square_img, batch=batch, workers=workers, device=device,
-        name=name, project_dir=project_dir, plugin=plugin or (), say=_say,
+        intervals=intervals, seed=seed, skip_bad=skip_bad, ignore_unknown=ignore_unknown, imgsz=imgsz,
+        square_img=square_img, batch=batch, workers=workers, device=device, name=name, project_dir=project_dir, plugin=plugin or (), say=_say,
     )  # fmt: skip
     from boxwright.evaluation.printed import tables
 

@@ -89,6 +89,8 @@ def evaluate(
     iou: Sequence[float] = (0.5, 0.75),
     intervals: int = 200,
     seed: int = 0,
+    skip_bad: bool = False,
+    ignore_unknown: bool = False,
     imgsz: int | None = None,
     square_img: bool | None = None,
     batch: int = 1,
@@ -118,7 +120,7 @@ def evaluate(
         found = Path(detections).expanduser()
         expected = Path(truth if truth is not None else str(data)).expanduser()
         return _evaluate_files(
-            found, expected, boxes=boxes, split=split, iou=iou, intervals=intervals, seed=seed,
+            found, expected, boxes=boxes, split=split, skip_bad=skip_bad, iou=iou, intervals=intervals, seed=seed,
             resized=(imgsz or 640, bool(square_img)), name=name, project_dir=project_dir, say=say,
         )  # fmt: skip
     if data is None or weights is None:
@@ -137,12 +139,12 @@ def evaluate(
 
     classes = read_header(weights).classes
     missing = sorted(set(dataset.classes) - set(classes))
-    if missing:
+    if missing and not ignore_unknown:
         raise UserError(
             f"{weights} does not know the classes {', '.join(missing)} of {data}; it knows {', '.join(classes)}"
         )
     dataset = dataset.with_classes(classes)
-    records = records_of(dataset, split)
+    records = records_of(dataset, split, skip_bad=skip_bad, ignore_unknown=ignore_unknown)
     from boxwright.evaluating import About, write_evaluation
     from boxwright.evaluation.conventions import Resized
     from boxwright.training.distributed import join
@@ -185,6 +187,7 @@ def _evaluate_files(
     *,
     boxes: Literal["edges", "pixels", "sizes"],
     split: Literal["train", "val", "test", "all"],
+    skip_bad: bool,
     iou: Sequence[float],
     intervals: int,
     seed: int,
@@ -200,7 +203,7 @@ def _evaluate_files(
 
     if not found.exists():
         _existing(found, "detections")
-    truth = read_truth(expected, split=split, boxes=boxes)
+    truth = read_truth(expected, split=split, boxes=boxes, skip_bad=skip_bad)
     judged = read_detections(found, truth, boxes=boxes)
     for note in (*truth.notes, *judged.notes):
         say(note)
@@ -258,18 +261,19 @@ def predict(
     predictor = Predictor.load(weights, device=device, imgsz=imgsz, square=square_img)
     if predictor.fit != type(predictor.fit)(**header.fit):
         say(f"note: trained at {_describe(header.fit)}, predicting at {_describe(vars(predictor.fit))}")
-    if threshold is None:
-        threshold = header.threshold
-        why = "the highest F1 on its validation pictures" if "threshold" in header.scores else "no better one is known"
-        say(f"threshold {threshold:.2f}: {why} (--threshold says another)")
+    why = "the highest F1 on its validation pictures" if "threshold" in header.scores else "no better one is known"
+    own, threshold = threshold is None, header.threshold if threshold is None else threshold
     style = Style(threshold, only, labels, show, batch)
     folder = claim(output, name)
     try:
-        return predict_sources(predictor, sources, folder, style, say)
+        done = predict_sources(predictor, sources, folder, style, say)
     except UserError:
         with suppress(OSError):  # not empty: something was written before
             folder.rmdir()
         raise
+    if own:
+        say(f"threshold {threshold:.2f}: {why} (--threshold says another)")
+    return done
 
 
 def check(

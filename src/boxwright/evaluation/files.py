@@ -58,8 +58,8 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def read_truth(path: Path, *, split: Part = "val", boxes: Boxes = "edges") -> Truth:
-    """The ground truth at `path`. `boxes` is for text files only: see `_corners`.
+def read_truth(path: Path, *, split: Part = "val", boxes: Boxes = "edges", skip_bad: bool = False) -> Truth:
+    """The ground truth at `path`. `boxes` is for text files only: see `_corners`; `skip_bad` for datasets.
 
     Raises `UserError` for a file that is missing, is none of the kinds, or has anything wrong in it.
     """
@@ -70,14 +70,18 @@ def read_truth(path: Path, *, split: Part = "val", boxes: Boxes = "edges") -> Tr
     from boxwright.data.dataset import open_dataset
 
     dataset = open_dataset(path)
-    return Truth(path, records_of(dataset, split), tuple(dataset.classes), notes=dataset.notes)
+    return Truth(path, records_of(dataset, split, skip_bad=skip_bad), tuple(dataset.classes), notes=dataset.notes)
 
 
-def records_of(dataset: Dataset, split: Part) -> tuple[Record, ...]:
-    """The records of a split, or of all: each picture once, in the order of their ids."""
+def records_of(
+    dataset: Dataset, split: Part, *, skip_bad: bool = False, ignore_unknown: bool = False
+) -> tuple[Record, ...]:
+    """The records of a split, or of all: each picture once, in the order of their ids. The rest is `Dataset.read`'s."""
+    names = dataset.splits if split == "all" else (split,)
+    parts = [dataset.read(name, skip_bad=skip_bad, ignore_unknown=ignore_unknown) for name in names]
     if split != "all":
-        return dataset.read(split).records
-    every = {record.id: record for name in dataset.splits for record in dataset.read(name).records}
+        return parts[0].records
+    every = {record.id: record for part in parts for record in part.records}
     return tuple(every[name] for name in sorted(every))
 
 
