@@ -8,6 +8,8 @@ import itertools
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -367,3 +369,12 @@ def test_report_writes_where_it_is_told_and_says_so(tmp_path: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out) == {"report": str(target)}
     assert target.is_file()
     assert not (run / "report.html").exists()
+
+
+def test_a_report_is_written_without_pytorch(run: Path) -> None:
+    code = (
+        "import sys; from boxwright.__main__ import main; code = main(sys.argv[1:]);"
+        "sys.exit(9 if {'torch', 'matplotlib'} & set(sys.modules) else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "report", str(run)], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, f"{run / 'report.html'}\n")
