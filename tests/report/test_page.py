@@ -25,6 +25,7 @@ from boxwright import verbs
 from boxwright.__main__ import main
 from boxwright.config import Run, make_run
 from boxwright.errors import UserError
+from boxwright.evaluating import About, write_evaluation
 from boxwright.report import write_comparison, write_report
 from boxwright.report.charts import Axis, Graph, Line, draw, ticks
 from boxwright.report.described import commands, train_command
@@ -378,3 +379,20 @@ def test_a_report_is_written_without_pytorch(run: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, "report", str(run)], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, f"{run / 'report.html'}\n")
+
+
+def test_what_an_evaluation_really_writes_is_shown(tmp_path: Path) -> None:
+    records, detections = rig.judged(tmp_path / "pictures")
+    (tmp_path / "evaluation").mkdir()
+    write_evaluation(
+        tmp_path / "evaluation", records, detections, rig.CLASSES,
+        origin={"weights": "w", "data": "d", "split": "val"}, about=About(resamples=20),
+    )  # fmt: skip
+    told = json.loads((tmp_path / "evaluation" / "scores.json").read_text())
+    page = _Seen((tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8"))
+    low, high = told["intervals"]["coco"]["AP"]
+    for text in (
+        *(f"{entry['who']}" for entry in told["conventions"]),
+        f"{told['coco']['AP']:.3f}", f"{low:.3f}–{high:.3f}", f"{told['per_class']['cat']['AP75']:.3f}",
+    ):  # fmt: skip
+        assert text in page.text, text

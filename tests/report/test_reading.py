@@ -212,3 +212,13 @@ def test_revive_takes_null_for_nan_and_passes_over_what_it_does_not_know() -> No
     made = revive(_Small, {"number": None, "kind": "b", "pairs": {"x": [1, 2]}, "later": 5})
     assert math.isnan(made.number)
     assert (made.kind, made.pairs) == ("b", {"x": (1, 2)})
+
+
+def test_what_a_training_really_writes_is_understood(trained: Path) -> None:
+    found = read(trained)
+    assert found.state == "finished"
+    assert len(found.evaluations) == 2
+    assert found.steps
+    assert {"loss", "lr", "images_per_s", "gradient"} <= found.steps[0].keys()
+    assert {"epoch", "step", "map", "map50", "val_loss", "seconds"} <= found.evaluations[0].keys()
+    assert set(found.previews) == {"first_batch", "validation"}
