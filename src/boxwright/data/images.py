@@ -11,16 +11,18 @@ while decoding, for less.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from boxwright.data import members
 from boxwright.types import Member, Size, UInt8, UserError
 
 Picture = Path | Member | bytes  # where a picture's bytes are, or these themselves
+_Read = TypeVar("_Read")
 Format = Literal["JPEG", "PNG", "BMP", "WebP", "TIFF", "GIF"]
 
 EXTENSIONS = (
@@ -71,8 +74,7 @@ def read_header(source: Picture) -> Header:
     """
     with _named(source):
         if isinstance(source, Path):
-            with _open(source) as file:
-                return _parse(file)
+            return _patiently(lambda: _header_of(source))
         return _parse(BytesIO(_read(source)))
 
 
@@ -151,7 +153,43 @@ def _named(source: Picture) -> Generator[None]:
         raise ImageError(None if isinstance(source, bytes) else source, str(error)) from None
 
 
+class _StumbledError(_UnusableError):
+    """A disk or a server that may answer when it is asked again."""
+
+
+_STUMBLES = (errno.EIO, errno.ESTALE)
+_PAUSES = (0.2, 1.0)  # seconds before asking again: a server that comes back takes about as long
+
+
+def _patiently(read: Callable[[], _Read]) -> _Read:
+    """What `read` returns, at the third attempt at the latest."""
+    for pause in _PAUSES:
+        try:
+            return read()
+        except _StumbledError:
+            time.sleep(pause)
+    return read()
+
+
+def _unreadable(error: OSError) -> _UnusableError:
+    kind = _StumbledError if error.errno in _STUMBLES else _UnusableError
+    return kind(f"cannot be read: {error.strerror or error}")
+
+
 _CUT = "is cut short: the end of the picture is missing"
+
+
+def _header_of(path: Path) -> Header:
+    with _open(path) as file:
+        return _parse(file)
+
+
+def _bytes_of(path: Path) -> bytes:
+    with _open(path) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise _unreadable(error) from None
 
 
 def _open(path: Path) -> BinaryIO:
@@ -165,7 +203,7 @@ def _open(path: Path) -> BinaryIO:
             raise _UnusableError(f"is larger than {MAX_BYTES >> 20} MiB")
         return path.open("rb")
     except OSError as error:
-        raise _UnusableError(f"cannot be read: {error.strerror or error}") from None
+        raise _unreadable(error) from None
     except ValueError as error:  # a NUL in the name
         raise _UnusableError(f"cannot be read: {error}") from None
 
@@ -184,11 +222,7 @@ def _read(source: Picture) -> bytes:
             return members.read(source)
         except members.DamagedError as error:
             raise _UnusableError(str(error)) from None
-    with _open(source) as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise _UnusableError(f"cannot be read: {error.strerror or error}") from None
+    return _patiently(lambda: _bytes_of(source))
 
 
 def _stored(data: bytes, header: Header, reduced_by: int = 1) -> UInt8:
@@ -233,7 +267,7 @@ def _parse(source: BinaryIO) -> Header:
         file = _Walk(source)
         height, width, orientation = _PARSERS[form](file)
     except OSError as error:
-        raise _UnusableError(f"cannot be read: {error.strerror or error}") from None
+        raise _unreadable(error) from None
     if orientation >= 5:
         height, width = width, height
     return Header((height, width), form, orientation)

@@ -13,7 +13,7 @@ from xml.parsers import expat
 import numpy as np
 
 from boxwright.data.formats.base import RefusedError, class_name, number
-from boxwright.data.formats.voc import readable_xml
+from boxwright.data.formats.voc import MAX_DEPTH, MAX_OBJECTS, readable_xml
 from boxwright.types import Float32, Int64, Names, Size
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -42,16 +42,27 @@ def read_document(path: Path) -> Document | None:
     parser = expat.ParserCreate(encoding)
     tree = ElementTree.TreeBuilder(insert_comments=True)
     lines: dict[Element, int] = {}
+    depth = objects = 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth, objects
+        depth += 1
+        objects += depth == 2 and tag.rpartition(":")[2] == "object"
+        if depth > MAX_DEPTH or objects > MAX_OBJECTS:
+            raise RefusedError("is too large")
         lines[tree.start(tag, attributes)] = parser.CurrentLineNumber
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        tree.end(tag)
 
     def refuse(*_: object) -> None:
         raise RefusedError("has a DOCTYPE")
 
     parser.buffer_text = True
     parser.StartElementHandler = start
-    parser.EndElementHandler = tree.end
+    parser.EndElementHandler = end
     parser.CharacterDataHandler = tree.data
     parser.CommentHandler = tree.comment
     parser.StartDoctypeDeclHandler = refuse
