@@ -18,6 +18,7 @@ _OTHER_TOOLS = {"names": "classes", "valid": "val", "nc": "NC", "root": "path"}
 BACKGROUND = "__background__"
 _MAX_YAML_BYTES = 1_000_000
 _MAX_NODES = 50_000  # a second of reading; 20,000 classes, numbered, are 40,000
+_LONGEST = 1000  # letters of a message
 _MOST_DIGITS = 5  # of a class's number
 
 
@@ -31,8 +32,9 @@ class DataYaml:
         self.nodes = self._read()
 
     def error(self, node: yaml.Node, what: str) -> UserError:
-        """What is wrong with a node, with its line."""
-        return UserError(f"{self.path}:{_line(node)}: {what}")
+        """What is wrong with a node, with its line; a line itself, however long what it quotes may be."""
+        what = what if len(what) <= _LONGEST else what[:_LONGEST] + "…"
+        return UserError(f"{self.path}:{_line(node)}: {one_line(what)}")
 
     def items(self, node: yaml.Node) -> list[yaml.Node]:
         """The nodes of a list, or the node itself."""
@@ -145,9 +147,10 @@ class DataYaml:
         node = self.nodes.get(key)
         if node is None:
             return default
-        if node.tag != _TAG + "bool":
+        value = yaml.SafeLoader.bool_values.get(str(node.value).lower()) if node.tag == _TAG + "bool" else None
+        if value is None:  # `!!bool maybe` has the tag too
             raise self.error(node, f"{key} must be True or False, without quotes")
-        return yaml.SafeLoader.bool_values[node.value.lower()]
+        return value
 
     def _read(self) -> dict[str, yaml.Node]:
         """The nodes by their keys: known keys, each once."""
