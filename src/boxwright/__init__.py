@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from boxwright.models.join import build_detector
     from boxwright.registry import register
     from boxwright.types import Batch, Detections, Record, Sample, Scores
-    from boxwright.verbs import demo, evaluate, plan, predict, show, train
+    from boxwright.verbs import check, demo, evaluate, plan, predict, show, train
 
 _HOMES = {
     "build_detector": "boxwright.models.join",
@@ -34,13 +34,13 @@ _HOMES = {
     "Predictor": "boxwright.inference.predictor",
     **dict.fromkeys(("BoxwrightError", "DiskFailed", "Diverged", "Stopped", "UserError"), "boxwright.errors"),
     **dict.fromkeys(("Batch", "Detections", "Record", "Sample", "Scores"), "boxwright.types"),
-    **dict.fromkeys(("demo", "evaluate", "plan", "predict", "show", "train"), "boxwright.verbs"),
+    **dict.fromkeys(("check", "demo", "evaluate", "plan", "predict", "show", "train"), "boxwright.verbs"),
 }
 
 __all__ = [
     "Batch", "BoxwrightError", "Detections", "DiskFailed", "Diverged", "Predictor", "Record", "Sample", "Scores",
     "Stopped", "UserError",
-    "__version__", "build_detector", "demo", "evaluate", "open_dataset", "plan", "predict", "register",
+    "__version__", "build_detector", "check", "demo", "evaluate", "open_dataset", "plan", "predict", "register",
     "score", "show", "synthesize", "train",
 ]  # fmt: skip
 
