@@ -433,6 +433,7 @@ def test_one_folder_of_annotations_may_serve_both_splits(prepared: Path, tmp_pat
         (ARTICLE.replace("True", "maybe"), ":7: .*must be True or False"),
         (ARTICLE.replace("True", "!!bool maybe"), ":7: .*must be True or False"),
         ("train: |\n  a\n  b\n", ":1: train: nothing at .*/a b"),
+        ('train: "a\\u2028b"\n', ":1: train: nothing at .*/a b"),
         ("train: " + "long" * 9000 + "\n", ":1: train: nothing at .{900,1100}…$"),
         (ARTICLE.replace("final_xml_dataset/train/images", ""), ":1: TRAIN_DIR_IMAGES is empty"),
         (ARTICLE.replace("train/images", "trian/images"), ":1: TRAIN_DIR_IMAGES: nothing at .*trian"),

@@ -130,7 +130,7 @@ def check(path: Path, data: bytes, case: object = None) -> str:
     except UserError as error:
         said = str(error)
         hostile.one_line(said)
-        assert said.isprintable(), said
+        assert said.replace("\u00a0", " ").replace("\u3000", " ").isprintable(), said
         return "refused"
     assert {"train", "val"} <= set(dataset.splits)
     for sources in dataset.layout.splits.values():

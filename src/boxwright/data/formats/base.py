@@ -328,7 +328,10 @@ def is_class_name(name: str) -> bool:
 
 def one_line(text: str) -> str:
     """Text for a picture's record: what cannot be printed is a space."""
-    return "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text).strip()
+    return "".join(" " if unicodedata.category(letter) in _NO_LETTERS else letter for letter in text).strip()
+
+
+_NO_LETTERS = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # the last two end a line, though they are spaces
 
 
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
