@@ -103,7 +103,17 @@ def result(folder: Path) -> dict[str, Any]:
         "values": {k: v for k, v in state.values.items() if k != "journal"},
         "metrics": [{k: v for k, v in row.items() if k not in TIMES} for row in rows],
         "results": [[cell for i, cell in enumerate(row) if i not in dropped] for row in table],
+        "judged": judged(folder / "evaluation"),
     }
+
+
+def judged(folder: Path) -> dict[str, Any]:
+    """All that two equal evaluations have in common, wherever their weights lie."""
+    scores, analysis, found = (
+        json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("scores", "analysis", "detections")
+    )
+    apart = ("weights", "data", "speed")
+    return {"scores": {k: v for k, v in scores.items() if k not in apart}, "analysis": analysis, "found": found}
 
 
 def difference(one: Any, two: Any, path: str = "") -> str:

@@ -166,6 +166,23 @@ def test_without_a_timeout_it_would_hang(drawn: Path, together: Straight, tmp_pa
     assert hangs(drawn, tmp_path, "600", 20)
 
 
+# ------ Judging
+
+
+def test_two_ranks_judge_as_one(drawn: Path, trained: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "--weights", str(trained / "best_model.safetensors"), "--data", str(drawn)]
+    words += ["--split", "all", "--batch", "3", "--device", "cpu", "--project-dir", str(tmp_path)]
+    alone = rig.begin([*words, "--name", "alone"], tmp_path / "log")
+    assert alone.wait() == 0, (tmp_path / "log").read_text("utf-8")
+    port = free_port()
+    both = [rig.begin([*words, "--name", "both"], tmp_path / f"log{r}", as_rank(r, port)) for r in range(2)]
+    assert end(both) == [0, 0], (tmp_path / "log0").read_text("utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["alone", "both"]
+    one, two = rig.judged(tmp_path / "alone"), rig.judged(tmp_path / "both")
+    assert len(one["found"]["detections"]) > 20
+    assert not rig.difference(one, two)
+
+
 # ------ Under torchrun, which starts all of them again
 
 
