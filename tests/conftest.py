@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("boxwright", deadline=None)  # a busy machine is no failure
+settings.load_profile("boxwright")
 
 
 @pytest.fixture(scope="session")

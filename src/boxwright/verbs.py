@@ -441,6 +441,8 @@ def show(
         data = planned.data
     if not data or data == NO_DATA:
         raise UserError("data show wants a dataset, or --run with a run folder")
+    if planned and run and epoch > planned.epochs and not planned.budget:
+        raise UserError(f"--epoch {epoch}: the run of {run} has {planned.epochs} of them")
     if planned and split != "train":
         raise UserError(f"--split {split}: only training pictures are augmented; leave out the options of training")
     if planned and planned.augment and not planned.augment.is_file():
@@ -454,6 +456,8 @@ def show(
 
     for note in dataset.notes:
         say(note)
+    if lost := part.pictures - len(part.records):
+        say(f"{lost} of {part.pictures} pictures are left out: `boxwright data check` says why")
     wanted = Wanted(count, tuple(pictures), tuple(classes), draw_seed)
     return show(dataset, part, wanted, planned, epoch=epoch - 1, name=name, project_dir=project_dir, each=each)
 

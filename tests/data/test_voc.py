@@ -303,9 +303,9 @@ BOMB = "<!DOCTYPE a [" + "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n 
     ],
 )
 def test_a_bad_file_costs_the_picture(xml: str | bytes, reason: str, line: int | None, tmp_path: Path) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # what others do on the machine does not count
     found = read(tmp_path, xml)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     (fault,) = found.faults
     assert found.skipped
     assert len(found.boxes) == len(found.difficult) == 0

@@ -119,6 +119,36 @@ def test_mistakes_are_told_and_nothing_is_written(
     assert not (tmp_path / "shown").exists()
 
 
+def test_an_epoch_that_never_is(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--epoch 3: the run of .* has 2 of them"):
+        verbs.show(run=trained, epoch=3, project_dir=tmp_path)
+
+
+def test_a_files_own_name_will_do_where_only_one_has_it(make_voc: Any, tmp_path: Path) -> None:
+    boxes = [[5, 5, 20, 20]]
+    for year in ("VOC2007", "VOC2012"):
+        made = make_voc(tmp_path / year, {f"x/{name}{year}.png": boxes for name in "ab"} | {"x/both.png": boxes})
+        (made / "x" / "images").rename(made / "JPEGImages")
+        (made / "x" / "labels").rename(made / "Annotations")
+        (made / "ImageSets" / "Main").mkdir(parents=True)
+        (made / "ImageSets" / "Main" / "train.txt").write_text(f"a{year}\nboth\n")
+        (made / "ImageSets" / "Main" / "val.txt").write_text(f"b{year}\n")
+    assert verbs.show(tmp_path, pictures=["aVOC2012"], project_dir=tmp_path / "o").pictures == ["VOC2012_aVOC2012"]
+    with pytest.raises(UserError, match="no picture called 'both'"):
+        verbs.show(tmp_path, pictures=["both"], project_dir=tmp_path / "o")
+
+
+def test_a_picture_that_was_left_out_is_said(make_voc: Any, tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "d", {f"{s}/{n}.jpg": [[5, 5, 20, 20]] for s in ("train", "val") for n in "abc"})
+    path = data / "train" / "images" / "b.jpg"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"b is left out of train: .*cut short"):
+        verbs.show(data, pictures=["b"], project_dir=tmp_path / "o")
+    said: list[str] = []
+    verbs.show(data, project_dir=tmp_path / "o", say=said.append)
+    assert "1 of 3 pictures are left out: `boxwright data check` says why" in said
+
+
 def test_a_run_and_options_do_not_go_together(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave out --flip"):
         verbs.show(run=trained, flip=0.5, project_dir=tmp_path)

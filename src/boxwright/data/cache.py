@@ -31,7 +31,7 @@ from typing import Literal
 
 import numpy as np
 
-from boxwright.download import HEADROOM, cache_folder
+from boxwright.download import HEADROOM, cache_folder, readable_size
 from boxwright.types import Member, Size, UInt8, UserError
 
 if sys.platform != "win32":
@@ -202,8 +202,8 @@ def opened(
         cache = Cache(folder, _clear_room(root, folder, capacity, needed, everything=kind == "memory"))
         _rebuild(cache, handle)
         what = "in memory" if kind == "memory" else f"in {folder}"
-        share = "" if cache.capacity >= needed else f" of the {needed / 1e9:.1f} GB that all pictures would take"
-        say(f"decoded pictures are kept {what}, at most {min(cache.capacity, needed) / 1e9:.1f} GB{share}")
+        share = "" if cache.capacity >= needed else f" of the {readable_size(needed)} that all pictures would take"
+        say(f"decoded pictures are kept {what}, at most {readable_size(min(cache.capacity, needed))}{share}")
         yield cache
     finally:
         if kind == "memory" and _alone(handle):

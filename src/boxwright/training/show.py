@@ -9,6 +9,7 @@ outputs/shown/<name>/
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,14 +50,15 @@ class Wanted:
 
     def choose(self, split: Split, classes: Sequence[str]) -> list[int]:
         """Places in the split's records."""
-        places = {record.id: index for index, record in enumerate(split.records)}
         if self.ids:
+            places = _places(split)
             if unknown := [name for name in self.ids if name not in places]:
+                self._tell_left_out(unknown[0], split)
                 hint = nearest(unknown[0], places) if len(places) < 100_000 else ""
                 hint = hint or f" Ids are names of files without extension, such as {split.records[0].id}"
                 raise UserError(f"{split.name} has no picture called {unknown[0]!r}.{hint}")
             return [places[name] for name in self.ids]
-        among = range(len(split.records))
+        among: Sequence[int] = range(len(split.records))
         if self.classes:
             for name in self.classes:
                 if name not in classes:
@@ -69,6 +71,23 @@ class Wanted:
             raise UserError(f"{split.name} has no picture with {' or '.join(self.classes)}")
         chosen = np.random.default_rng(self.seed).permutation(np.array(among))[: self.count]
         return sorted(chosen.tolist())
+
+    @staticmethod
+    def _tell_left_out(name: str, split: Split) -> None:
+        """Raise `UserError` where a picture is there but was left out while reading."""
+        for fault in split.faults:
+            if fault.action == "skipped image" and fault.path.stem in (name, name.rpartition("_")[2]):
+                raise UserError(f"{name} is left out of {split.name}: {fault}")
+
+
+def _places(split: Split) -> dict[str, int]:
+    """Places in the split's records by id, and by the file's own name where only one has it."""
+    places = {record.id: index for index, record in enumerate(split.records)}
+    stems = Counter(record.image.stem for record in split.records)
+    for index, record in enumerate(split.records):
+        if stems[stem := record.image.stem] == 1:
+            places.setdefault(stem, index)
+    return places
 
 
 def show(
