@@ -70,6 +70,9 @@ MENDED = {  # an object → its box in the copy, continuous edges, or None where
     "counted from 0": ((0, 0, 40, 50), [0, 0, 40, 50]),
     "no area": ((5, 6, 5, 50), None),
     "outside": ((100, 6, 120, 50), None),
+    "swapped, and past the edge then": ((499, 6, 5, 50), None),
+    "swapped in x, past the edge in y": ((40, 6, 5, 90), None),
+    "swapped, and to the edge": ((W + 1, 6, 5, 50), [4, 5, W, 50]),
     "no number": (("12,5", 6, 40, 50), None),
     "not finite": (("nan", 6, "inf", 50), None),
 }

@@ -133,7 +133,12 @@ class _Work:
         box = self._box(item)
         if box is None:
             return
-        moved = move(self._ordered(item, box))
+        moved = move(_ordered(box))
+        if _swapped(box) and not _fits(moved, self._size):  # then nobody knows which of its corners is wrong
+            height, width = self._size
+            what = f"a box whose corners are the wrong way round, and swapped back leave the {width}x{height} picture"
+            self._out(item, f"{what}: {_told(box)}")
+            return
         inside = self._inside(item, moved)
         if inside is None:
             return
@@ -148,7 +153,7 @@ class _Work:
                 found = child(element, corner)
                 assert found is not None
                 found.text = _shown(value)
-            self._change(element, _why(box, moved, inside), _told(box), _told(inside))
+            self._change(item, _why(box, moved, inside), _told(box), _told(inside))
         self._marks(item)
 
     def _name(self, item: Element) -> str | None:
@@ -183,10 +188,6 @@ class _Work:
             return self._out(item, f"an object whose box is no four numbers: {said}")
         return box
 
-    def _ordered(self, item: Element, box: Corners) -> Corners:
-        xmin, ymin, xmax, ymax = box
-        return min(xmin, xmax), min(ymin, ymax), max(xmin, xmax), max(ymin, ymax)
-
     def _inside(self, item: Element, box: Corners) -> Corners | None:
         """The box cut at the picture's edges where it leaves by more than rounding; None where nothing is left."""
         height, width = self._size
@@ -215,6 +216,15 @@ class _Work:
         self.changes.append(Change("", str(self._path), line, what, before, after))
 
 
+def _swapped(box: Corners) -> bool:
+    return box[0] > box[2] or box[1] > box[3]
+
+
+def _ordered(box: Corners) -> Corners:
+    xmin, ymin, xmax, ymax = box
+    return min(xmin, xmax), min(ymin, ymax), max(xmin, xmax), max(ymin, ymax)
+
+
 def _fits(box: Corners, size: Size) -> bool:
     height, width = size
     return min(box) >= 0 and max(box[0], box[2]) <= width + 1 and max(box[1], box[3]) <= height + 1
@@ -235,8 +245,7 @@ def _turned(orientation: int, stored: Size) -> Move:
 
 
 def _why(before: Corners, moved: Corners, inside: Corners) -> str:
-    swapped = before[0] > before[2] or before[1] > before[3]
-    parts = ["corners swapped back"] if swapped else []
+    parts = ["corners swapped back"] if _swapped(before) else []
     if sorted(moved) != sorted(before):
         parts.append("box moved with its picture")
     if inside != moved:
