@@ -124,15 +124,89 @@ def test_bad_detections_are_one_line(place: Path, name: str, capfd: pytest.Captu
         ({"categories": []}, "has no categories"),
         ({"annotations": 3}, "annotations is 3, not a list"),
         ({"images": [{"id": 9}, {"id": 9}]}, "two of images have the id 9"),
+        ({"images": [{"id": 9}, {"id": 10}, {"id": "9"}]}, "two of images have the id 9$"),
         ({"images": [{"id": 9}]}, "is of the image 10, not listed"),
         ({"categories": [{"id": 5, "name": "x"}]}, "is of the category 3, not listed"),
         ({"annotations": [{"image_id": 9, "category_id": 5, "bbox": [1, 2, -3, 4]}]}, "negative side"),
+        *(
+            ({"annotations": [{"image_id": 9, "category_id": 5, "bbox": [1, 2, 3, 4], **wrong}]}, message)
+            for wrong, message in [
+                ({"area": -1}, "annotation 1: area is -1, not a number from 0 on"),
+                ({"area": "much"}, "annotation 1: area is 'much', not a number"),
+                ({"area": 10**400}, "area is 1000.*, not a number"),
+                ({"area": 1e300}, r"area is 1e\+300, larger than the picture"),
+                ({"area": 5000}, "area is 5000, larger than the picture"),
+                ({"iscrowd": "0"}, "annotation 1: iscrowd is '0', not 0, 1, true or false"),
+                ({"iscrowd": 2}, "iscrowd is 2"),
+                ({"difficult": "no"}, "difficult is 'no'"),
+            ]
+        ),
     ],
 )
 def test_bad_truth_is_refused(place: Path, change: dict[str, Any], message: str) -> None:
     (place / "truth.json").write_text(json.dumps(COCO | change))
     with pytest.raises(UserError, match=message):
         read_truth(Path("truth.json"))
+
+
+def test_a_class_that_the_truths_text_files_do_not_have_is_never_an_index(place: Path) -> None:
+    (place / "texts/a.txt").write_text("1 1 2 11 22\n3 0 0 5 5\n")
+    (place / "guesses/a.txt").write_text("0 0.9 1 2 11 22\n3 0.8 0 0 5 5\n")
+    truth = read_truth(Path("texts"))
+    (place / "p.json").write_text(
+        json.dumps(
+            {"classes": ["0"], "threshold": 0,
+             "results": [{"image": "a", "detections": [{"class": "0", "score": 0.9, "box": [1, 2, 11, 22]}]}]}
+        )
+    )  # fmt: skip
+    (place / "d.json").write_text(
+        json.dumps(
+            {"classes": ["0"], "images": [{"id": "a"}],
+             "detections": [{"image": 0, "class": 0, "score": 0.9, "box": [1, 2, 11, 22]}]}
+        )
+    )  # fmt: skip
+    for given in ("guesses", "p.json", "d.json"):
+        found = read_detections(Path(given), truth)
+        assert found.classes == ("1", "3", "0")
+        assert found.detections[0].labels.tolist() == ([2, 1] if given == "guesses" else [2])
+        assert found.notes == ("no object has the class 0: their 1 detections change no mean",)
+        figures = judge_all(truth.records, found.detections, found.classes)
+        assert figures.per_class["1"]["AP"] == 0
+
+
+def test_a_name_in_a_note_is_printable(place: Path) -> None:
+    (place / "guesses/a.txt").write_text("\x1b[31mred 0.9 1 2 11 22\n")
+    assert read_detections(Path("guesses"), read_truth(Path("texts"))).notes[0].isprintable()
+
+
+@pytest.mark.parametrize("name", ["9", "09", 9])
+def test_pictures_go_by_their_own_ids_though_others_are_longer(place: Path, name: Any) -> None:
+    truth = read_truth(Path("truth.json"))
+    own = {"image": 0, "class": 0, "score": 0.9, "box": [1, 2, 11, 22]}
+    (place / "own.json").write_text(json.dumps({"classes": ["dog"], "images": [{"id": name}], "detections": [own]}))
+    (place / "results.json").write_text(json.dumps([RESULT | {"image_id": name}]))
+    (place / f"guesses/{name}.txt").write_text("dog 0.9 1 2 11 22")
+    (place / "guesses/a.txt").unlink()
+    for given in ("own.json", "results.json", "guesses"):
+        assert [len(one) for one in read_detections(Path(given), truth).detections] == [1, 0]
+
+
+def test_two_text_files_of_one_picture_are_refused(place: Path) -> None:
+    (place / "guesses/a.txt").rename(place / "guesses/9.txt")
+    (place / "guesses/09.txt").write_text("")
+    with pytest.raises(UserError, match=r"09\.txt and 9\.txt are of the same picture"):
+        read_detections(Path("guesses"), read_truth(Path("truth.json")))
+
+
+def test_a_hint_is_never_the_name_itself(place: Path) -> None:
+    (place / "truth.json").write_text(json.dumps(COCO | {"images": [{"id": 9.5}, {"id": 10}], "annotations": []}))
+    (place / "guesses/a.txt").rename(place / "guesses/9.6.txt")
+    with pytest.raises(UserError, match=r"the first is '9.6'\. Did you mean '9.5'\?"):
+        read_detections(Path("guesses"), read_truth(Path("truth.json")))
+    (place / "results.json").write_text(json.dumps([RESULT | {"image_id": "10 "}]))
+    with pytest.raises(UserError, match="the first is '10'") as error:
+        read_detections(Path("results.json"), read_truth(Path("truth.json")))
+    assert "mean '10 '" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +277,13 @@ def test_predictions_of_predict(place: Path, capfd: pytest.CaptureFixture[str]) 
     out, error = capfd.readouterr()
     assert json.loads(out)["scores"]["voc"]["area@50"] == 1
     assert "no boxes below a score of 0.5" in error
+
+
+def test_boxes_of_next_to_no_area_overlap_nothing(place: Path) -> None:
+    """Their areas are 0 as numbers; warnings are errors here."""
+    (place / "texts/a.txt").write_text("cat 0 0 1e-300 1e-300\n")
+    (place / "guesses/a.txt").write_text("cat 0.9 0 0 1e-300 1e-300\n")
+    assert main(["evaluate", "--truth", "texts", "--detections", "guesses", "--json", "--intervals", "2"]) == 0
 
 
 def test_files_need_no_torch(place: Path) -> None:

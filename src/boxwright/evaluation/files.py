@@ -140,25 +140,23 @@ def _text_detections(folder: Path, truth: Truth, boxes: Boxes) -> Found:
     texts = _texts(folder)
     if not texts:
         raise UserError(f"{folder}: wanted is a folder of nothing but text files, one for each picture")
-    index = {record.id: number for number, record in enumerate(truth.records)}
+    index = _pictures(truth)
     _require_known([path.stem for path in texts], index, f"{folder} has files for", truth)
-    classes = list(truth.classes)
+    of: dict[int, Path] = {}
+    for path in texts:
+        if (other := of.setdefault(index[path.stem], path)) is not path:
+            raise UserError(f"{folder}: {other.name} and {path.name} are of the same picture")
+    classes = _Classes(truth)
     found = [Detections() for _ in truth.records]
-    strange: Counter[str] = Counter()
     for path in texts:
         lines = _lines(path, 6, "class score x1 y1 x2 y2", exactly=True)
         where = [f"{path}:{line}" for _, line in lines]
         labels: list[int] = []
         for (words, _), place in zip(lines, where, strict=True):
-            if words[0] not in classes and truth.open and not _index(words[0], len(classes)):
-                classes.append(words[0])
-            if words[0] not in truth.classes and words[0] in classes:
-                strange[words[0]] += 1
-            labels.append(_label(words[0], classes, place))
+            labels.append(classes.label(words[0], place))
         scores = _scores([words[1] for words, _ in lines], where)
         found[index[path.stem]] = _detections(_corners([words[2:] for words, _ in lines], where, boxes), scores, labels)
-    notes = [f"no object has the class {', '.join(strange)}: their {strange.total()} detections change no mean"]
-    return Found(tuple(found), tuple(classes), tuple(notes if strange else ()))
+    return Found(tuple(found), classes.names, classes.notes)
 
 
 def _lines(path: Path, least: int, form: str, *, exactly: bool = False) -> list[tuple[list[str], int]]:
@@ -205,8 +203,9 @@ def _coco_truth(path: Path) -> Truth:
     pictures = {_hashable(entry["id"]): at for at, entry in enumerate(images)}
     kinds = {_hashable(entry["id"]): label for label, entry in enumerate(categories)}
     for what, ids, entries in (("images", pictures, images), ("categories", kinds, categories)):
-        if len(ids) < len(entries):
-            twice, _ = Counter(_hashable(entry["id"]) for entry in entries).most_common(1)[0]
+        if len({str(one) for one in ids}) < len(entries):  # 1 and "1" are one: other files tell no difference
+            many = Counter(str(_hashable(entry["id"])) for entry in entries)
+            twice = next(entry["id"] for entry in entries if many[str(_hashable(entry["id"]))] > 1)
             raise UserError(f"{path}: two of {what} have the id {shown_value(twice)}")
     mine: list[list[int]] = [[] for _ in images]
     for at, entry in enumerate(annotations):
@@ -219,17 +218,15 @@ def _coco_truth(path: Path) -> Truth:
             )
         mine[picture].append(at)
     corners = _from_sizes(path, annotations, "annotation")
-    own = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
-    areas = np.array([number(entry.get("area")) for entry in annotations], np.float64)
-    areas = np.where(np.isnan(areas), own, areas)
+    sizes = [stated_size(entry.get("height"), entry.get("width")) for entry in images]
+    areas = _areas(path, annotations, corners, [sizes[pictures[_hashable(e["image_id"])]] for e in annotations])
     labels = np.array([kinds[_hashable(entry["category_id"])] for entry in annotations], np.int64)
-    crowd = np.array([bool(entry.get("iscrowd")) for entry in annotations], np.bool_)
-    difficult = np.array([bool(entry.get("difficult")) for entry in annotations], np.bool_)
+    crowd, difficult = (_flags(path, annotations, key) for key in ("iscrowd", "difficult"))
     names = _picture_names(images)
     records = tuple(
         _record(
             names[at],
-            stated_size(entry.get("height"), entry.get("width")) or UNKNOWN,
+            sizes[at] or UNKNOWN,
             corners[mine[at]], labels[mine[at]], difficult[mine[at]], crowd[mine[at]],
             Path(str(entry.get("file_name", ""))),
         )
@@ -243,6 +240,37 @@ def _coco_truth(path: Path) -> Truth:
     )
 
 
+def _areas(
+    path: Path, annotations: Sequence[Mapping[str, Any]], corners: Float64, sizes: Sequence[tuple[int, int] | None]
+) -> Float64:
+    """Square pixels of each annotation (N,), the box's where none are stated; `sizes` are of their pictures.
+
+    COCO judges an object only where its area is one, so a wrong one would take the object out of every figure.
+    """
+    sides = corners[:, 2:] - corners[:, :2]
+    stated = [entry.get("area") for entry in annotations]
+    areas = np.array([number(value) for value in stated], np.float64)
+    without = np.array([value is None for value in stated], np.bool_)
+    areas = np.where(without, sides.prod(axis=1), areas)
+    # A box may reach beyond the picture, and some count the last pixel.
+    most = np.array([(size[0] + 1.0) * (size[1] + 1.0) if size else LARGEST**2 for size in sizes], np.float64)
+    most = np.maximum(most, (sides + 1).prod(axis=1))
+    wrong = np.flatnonzero(~without & ~((areas >= 0) & (areas <= most)))
+    if len(wrong):
+        at = int(wrong[0])
+        reason = "larger than the picture" if areas[at] > 0 else "not a number from 0 on"
+        raise UserError(f"{path}: annotation {at + 1}: area is {shown_value(stated[at])}, {reason}")
+    return areas
+
+
+def _flags(path: Path, annotations: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.bool_]:
+    values = [entry.get(key) for entry in annotations]
+    for at, value in enumerate(values):
+        if value is not None and not (isinstance(value, int) and value in (0, 1)):
+            raise UserError(f"{path}: annotation {at + 1}: {key} is {shown_value(value)}, not 0, 1, true or false")
+    return np.array([bool(value) for value in values], np.bool_)
+
+
 def _picture_names(images: Sequence[Mapping[str, Any]]) -> list[str]:
     """Whole numbers in a width that sorts them as numbers, as pycocotools does; else the ids as text."""
     ids = [entry["id"] for entry in images]
@@ -253,7 +281,7 @@ def _picture_names(images: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _results(path: Path, content: list[Any], truth: Truth) -> Found:
     entries = _objects(path, {"it": content}, "it", ["image_id", "category_id", "bbox", "score"])
-    pictures = truth.pictures or {record.id: at for at, record in enumerate(truth.records)}
+    pictures = _pictures(truth)
     images = [_hashable(entry["image_id"]) for entry in entries]
     _require_known(images, pictures, f"{path} has results for", truth)
     categories = truth.categories or {name: label for label, name in enumerate(truth.classes)}
@@ -283,7 +311,7 @@ def _own(path: Path, content: Mapping[str, Any], truth: Truth) -> Found:
     images = _objects(path, content, "images", ["id"])
     entries = _objects(path, content, "detections", ["image", "class", "score", "box"])
     names = _names(path, content)
-    index = {record.id: at for at, record in enumerate(truth.records)}
+    index = _pictures(truth)
     ids = [_hashable(entry["id"]) for entry in images]
     _require_known(ids, index, f"{path} has detections for", truth)
     for at, entry in enumerate(entries):
@@ -292,14 +320,16 @@ def _own(path: Path, content: Mapping[str, Any], truth: Truth) -> Found:
                 raise UserError(
                     f"{path}: detection {at + 1}: {key} is {shown_value(entry[key])}, not an index below {length}"
                 )
-    used = {entry["class"] for entry in entries}
-    known = {label: _label(name, truth.classes, str(path)) for label, name in enumerate(names) if label in used}
+    classes = _Classes(truth)
+    many = Counter(entry["class"] for entry in entries)
+    known = {label: classes.label(names[label], str(path), count) for label, count in sorted(many.items())}
     places = _Places(path, "detection")
     corners = _fours([entry["box"] for entry in entries], places)
     corners = _checked(corners, lambda n: f"{places[n]}: ", lambda n: shown_value(entries[n]["box"]))
     scores = _scores([entry["score"] for entry in entries], places)
     pictures = [index[ids[entry["image"]]] for entry in entries]
-    return Found(_grouped(pictures, corners, scores, [known[e["class"]] for e in entries], truth), truth.classes)
+    labels = [known[entry["class"]] for entry in entries]
+    return Found(_grouped(pictures, corners, scores, labels, truth), classes.names, classes.notes)
 
 
 def _predictions(path: Path, content: Mapping[str, Any], truth: Truth) -> Found:
@@ -319,15 +349,15 @@ def _predictions(path: Path, content: Mapping[str, Any], truth: Truth) -> Found:
         entries += found
         pictures += [stems[name]] * len(found)
     places = _Places(path, "detection")
-    labels = [_label(str(entry["class"]), truth.classes, places[at]) for at, entry in enumerate(entries)]
+    classes = _Classes(truth)
+    labels = [classes.label(str(entry["class"]), places[at]) for at, entry in enumerate(entries)]
     corners = _fours([entry["box"] for entry in entries], places)
     corners = _checked(corners, lambda n: f"{places[n]}: ", lambda n: shown_value(entries[n]["box"]))
     scores = _scores([entry["score"] for entry in entries], places)
     least = number(content.get("threshold"))
     notes = [f"{path} has no boxes below a score of {least:g}: AP counts what is missing as not found"]
-    return Found(
-        _grouped(pictures, corners, scores, labels, truth), truth.classes, tuple(notes if least > 0.05 else ())
-    )
+    notes = (*(notes if least > 0.05 else ()), *classes.notes)
+    return Found(_grouped(pictures, corners, scores, labels, truth), classes.names, notes)
 
 
 # --- checks, and what all share
@@ -383,20 +413,53 @@ def _index(word: str, below: int) -> bool:
     return word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < below
 
 
-def _label(name: str, classes: Sequence[str], where: str) -> int:
-    """A class by its name, or by its number where it is no name."""
-    if name in classes:
-        return list(classes).index(name)
-    if _index(name, len(classes)):
-        return int(name)
-    hint = nearest(name, classes) or f" Known: {', '.join(classes[:20])}"
-    raise UserError(f"{where}: unknown class {quoted(name)}.{hint}")
+class _Classes:
+    """Labels of the classes that detections name: the truth's, and further ones where it lists none of its own."""
+
+    def __init__(self, truth: Truth) -> None:
+        self._labels = {name: label for label, name in enumerate(truth.classes)}
+        self._open, self._known = truth.open, len(truth.classes)
+        self._strange: Counter[str] = Counter()
+
+    def label(self, name: str, where: str, times: int = 1) -> int:
+        """A class by its name, or by its number where it is no name; never by number where any name may come."""
+        label = self._labels.get(name)
+        if label is None and self._open:
+            label = self._labels[name] = len(self._labels)
+        if label is not None:
+            if label >= self._known:
+                self._strange[name] += times
+            return label
+        if _index(name, self._known):
+            return int(name)
+        hint = nearest(name, self._labels) or f" Known: {', '.join(list(self._labels)[:20])}"
+        raise UserError(f"{where}: unknown class {quoted(name)}.{hint}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._labels)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if not self._strange:
+            return ()
+        few = ", ".join(name if name.isprintable() else quoted(name) for name in list(self._strange)[:10])
+        more = f" and {len(self._strange) - 10} more" if len(self._strange) > 10 else ""
+        return (f"no object has the class {few}{more}: their {self._strange.total()} detections change no mean",)
+
+
+def _pictures(truth: Truth) -> dict[Any, int]:
+    """Index of a record by its id, and by COCO's id as it stands in the json or as text."""
+    known: dict[Any, int] = {record.id: at for at, record in enumerate(truth.records)}
+    for name, at in truth.pictures.items():
+        known.setdefault(str(name), at)
+    return known | dict(truth.pictures)
 
 
 def _require_known(names: Iterable[Any], known: Mapping[Any, int], what: str, truth: Truth) -> None:
     strange = [name for name in dict.fromkeys(names) if name not in known]
     if strange:
-        near = nearest(str(strange[0]), [str(name) for name in known])
+        near = nearest(str(strange[0]), dict.fromkeys(str(name) for name in known if str(name) != str(strange[0])))
         raise UserError(
             f"{what} {len(strange)} pictures that {truth.path} does not have; the first is {shown_value(strange[0])}."
             f"{near}"

@@ -175,7 +175,7 @@ def _chunks(
         whole = area[detection] + object_area[thing] - shared
         if crowd_share:
             whole = np.where(flat.crowd[thing], area[detection], whole)
-        iou = shared / whole
+        iou = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)  # sides of 1e-300 have no area
         kept = iou > minimum
         yield detection[kept], thing[kept], iou[kept]
         done = end
