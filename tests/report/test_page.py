@@ -29,6 +29,7 @@ from boxwright.evaluating import About, write_evaluation
 from boxwright.report import write_comparison, write_report
 from boxwright.report.charts import Axis, Graph, Line, draw, ticks
 from boxwright.report.described import commands, train_command
+from boxwright.report.followed import _others
 from boxwright.report.markup import Html, difference, escape, fraction, number, tag
 from boxwright.report.page import of_run
 from boxwright.report.pictures import MOST, embedded
@@ -245,6 +246,50 @@ def test_a_point_without_neighbours_is_seen() -> None:
     assert len([e for e, _ in page.elements if e == "circle"]) == 1
 
 
+@pytest.mark.parametrize(("low", "high"), [(3.15, 3.40), (0.0301, 0.0302), (1000.1, 1000.4), (6.0, 9.0)])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_narrow_range_has_ticks_that_differ(low: float, high: float, log: bool) -> None:
+    text = str(draw(Graph("t", [Line("l", [0, 1], [low, high])], Axis("x"), Axis("y", log=log), "")))
+    labels = re.findall(r'class="tick end"[^>]*>([^<]*)<', text)
+    assert 2 <= len(labels) == len(set(labels))
+
+
+def test_the_length_of_the_gradient_begins_at_zero_unless_it_has_spikes(tmp_path: Path) -> None:
+    folder = rig.write_run(tmp_path / "run", epochs=1, steps=3)
+    usual = next(g for g in _others(read(folder)) if g and g.title == "Length of the gradient")
+    assert (usual.y.low, usual.y.log) == (0.0, False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 99, "epoch": 1, "loss": 1, "gradient": 1e4}) + "\n")
+    assert next(g for g in _others(read(folder)) if g and g.title == "Length of the gradient").y.log
+
+
+@pytest.mark.parametrize(("f1", "said"), [(1.0, True), (0.321, False)])
+def test_best_pictures_are_called_flawless_only_if_they_are(tmp_path: Path, f1: float, said: bool) -> None:
+    folder = rig.write_evaluation(tmp_path / "evaluation", tmp_path / "pictures")
+    path = folder / "pictures" / "gallery.json"
+    gallery = json.loads(path.read_text())
+    for entry in gallery["pictures"]:
+        if entry["group"] == "best":
+            entry["caption"] = "2 right, 0 wrong, 0 missed; F1 1.000"
+    gallery["pictures"][0]["caption"] = f"2 right, 0 wrong, 0 missed; F1 {f1:.3f}"
+    path.write_text(json.dumps(gallery))
+    assert gallery["pictures"][0]["group"] == "best"
+    text = seen(folder).text
+    assert ("All found, nothing invented" in text) == said
+    assert ("The highest F1 first." in text) != said
+
+
+def test_the_preview_tells_its_threshold_and_one_epoch_is_one(tmp_path: Path) -> None:
+    folder = rig.write_run(tmp_path / "run", epochs=1, steps=3)
+    assert "Boxes from a score" not in seen(folder).text
+    books = folder / "results.csv"
+    head, row = books.read_text().splitlines()
+    books.write_text(f"{head},threshold\n{row},0.137\n")
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "Boxes from a score of 0.137 on" in text
+    assert "<small>1 epoch</small>" in text
+
+
 # How to reproduce
 
 
@@ -311,6 +356,11 @@ def test_a_comparison_tells_runs_apart_and_says_what_differs(tmp_path: Path) -> 
     for text in ("a/run", "b/run", "0.600 +0.100", "--lr", "0.001", "0.002", "--epochs", "fish"):
         assert text in page.text, text
     assert "--batch" not in page.text
+    ap = json.loads((one / "evaluation/analysis.json").read_text())["errors"]["ap"]
+    lost = path.read_text(encoding="utf-8").split('id="errors"')[1].split("</section>")[0]
+    assert f'AP at IoU 0.5</bdi></th><td class="n" data-v="{ap:.6g}">{ap:.3f}' in lost
+    assert "A small loss says nothing where AP is small" in lost
+    assert not re.search(r'class="(better|worse)"', lost)
     assert "--seed 0" not in page.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,6 +93,17 @@ def test_nothing_leaves_the_window(visit: Visit, request: pytest.FixtureRequest,
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     content, window = wide(page)
     assert content <= window
+
+
+def test_notes_on_thresholds_are_not_cut(visit: Visit, tmp_path: Path) -> None:
+    classes = [*rig.CLASSES, "a class without any object", "another one that has none"]
+    evaluation = rig.write_evaluation(tmp_path / "evaluation", tmp_path / "pictures", classes=classes)
+    analysis = json.loads((evaluation / "analysis.json").read_text())
+    for one in analysis["thresholds"]["per_class"].values():
+        one["note"] = "too few objects: the threshold of all classes"
+    (evaluation / "analysis.json").write_text(json.dumps(analysis))
+    frame = visit(write_report(evaluation), width=1440).locator("#thresholds .beside .scroll")
+    assert frame.evaluate("(frame) => frame.scrollWidth - frame.clientWidth") <= 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -149,10 +149,12 @@ def ticks(low: float, high: float, *, most: int = 6, whole: bool = False) -> lis
 def axes(x_axis: Axis, y_axis: Axis, x: _Scale, y: _Scale) -> list[Html]:
     """Grid, ticks with their numbers, and what the axes measure."""
     parts: list[Html] = []
-    for value in _log_ticks(y) if y.log else ticks(y.low, y.high, whole=y_axis.whole):
+    upwards = _log_ticks(y) if y.log else ticks(y.low, y.high, whole=y_axis.whole)
+    digits = _digits(upwards)
+    for value in upwards:
         at = f"{y(value):.1f}"
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="grid"))
-        parts.append(tag("text", number(value, 3), x=LEFT - 7, y=at, class_="tick end", dy="0.35em"))
+        parts.append(tag("text", number(value, digits), x=LEFT - 7, y=at, class_="tick end", dy="0.35em"))
     for value in ticks(x.low, x.high, most=7, whole=x_axis.whole):
         at = f"{x(value):.1f}"
         parts.append(tag("line", x1=at, x2=at, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 4, class_="axis"))
@@ -281,7 +283,13 @@ def _log_ticks(scale: _Scale) -> list[float]:
     first, last = math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high))
     factors = (1, 2, 5) if last - first <= 2 else (1,)
     values = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
-    return [v for v in values if scale.low <= v <= scale.high]
+    inside = [v for v in values if scale.low <= v <= scale.high]
+    return inside if len(inside) > 1 else ticks(scale.low, scale.high)
+
+
+def _digits(values: Sequence[float]) -> int:
+    """As few as tell the ticks apart."""
+    return next((n for n in range(3, 12) if len({number(v, n) for v in values}) == len(values)), 12)
 
 
 def _told(graph: Graph) -> str:

@@ -148,10 +148,17 @@ def kinds(labels: Sequence[str], runs: Sequence[Found]) -> Html | None:
     """What each kind of mistake costs in each run."""
     analyses = [run.judged.analysis if run.judged else None for run in runs]
     found = [{k: loss.gain for k, loss in a.errors.losses.items()} if a else {} for a in analyses]
-    rows = _side_by_side(found, better=False)
+    rows = _side_by_side(found, better=None)  # a run that finds nothing has little to gain, and is not the better one
     if not rows:
         return None
-    said = "AP that would be gained if this kind of mistake alone were mended: less is better."
+    total = [a.errors.ap if a else math.nan for a in analyses]
+    ious = sorted({a.iou for a in analyses if a})
+    title = f"AP at IoU {', '.join(f'{iou:g}' for iou in ious)}"
+    rows.insert(0, [(name(title), title), *((fraction(value), value) for value in total)])
+    said = (
+        "First AP itself, then what it would gain if this kind of mistake alone were mended. "
+        "A small loss says nothing where AP is small: there is no more to lose."
+    )
     return join([table(["kind", *map(name, labels)], rows, caption="Kinds of mistakes (TIDE)"),
                  tag("p", said, class_="said")])  # fmt: skip
 
@@ -179,7 +186,7 @@ def options(labels: Sequence[str], runs: Sequence[Found]) -> Html:
     return table(["option", *map(name, labels)], rows, caption="Only what differs", words=len(labels) + 1)
 
 
-def _side_by_side(found: Sequence[Mapping[str, float]], *, better: bool) -> list[list[Any]]:
+def _side_by_side(found: Sequence[Mapping[str, float]], *, better: bool | None) -> list[list[Any]]:
     keys = dict.fromkeys(key for row in found for key in row)
     rows: list[list[Any]] = []
     for key in keys:
@@ -193,11 +200,12 @@ def _side_by_side(found: Sequence[Mapping[str, float]], *, better: bool) -> list
     return rows
 
 
-def _delta(value: float, better: bool, *, share: bool) -> Html | None:
+def _delta(value: float, better: bool | None, *, share: bool) -> Html | None:
+    """A change, coloured by whether it is one for the better; `better` None: nobody can say."""
     if not math.isfinite(value):
         return None
     text = difference(value) if share else f"{value:+.3g}"
-    style = None if float(text) == 0 else "better" if (value > 0) == better else "worse"
+    style = None if float(text) == 0 or better is None else "better" if (value > 0) == better else "worse"
     return tag("small", text, class_=style)
 
 

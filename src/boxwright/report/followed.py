@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from boxwright.progress import clock
 from boxwright.report.charts import Axis, Graph, Line, Rule, draw
-from boxwright.report.markup import Html, fraction, join, number, tag
+from boxwright.report.markup import Html, fraction, join, number, plural, tag
 from boxwright.report.pictures import embedded
 from boxwright.report.reading import PREVIEWS, Found
 
@@ -21,6 +21,7 @@ WORDS = {
     "loss_cls": "class",
     "bbox_regression": "place of the box",
 }
+SPIKE = 100.0  # times the usual length of the gradient, from which its graph is logarithmic
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,13 @@ def glance(found: Found) -> Html:
         cards.append(("AP", fraction(_float(coco.get("AP"))), "COCO, IoU 0.50 to 0.95"))
         cards.append(("AP50", fraction(_float(coco.get("AP50"))), "COCO, IoU 0.50"))
     if last:
-        cards.append(("time", clock(last.get("seconds", 0.0)), f"{number(last.get('epoch'))} epochs"))
+        cards.append(
+            (
+                "time",
+                clock(last.get("seconds", 0.0)),
+                f"{number(last.get('epoch'))} {plural(last.get('epoch', 0), 'epoch')}",
+            )
+        )
     speeds = [row["images_per_s"] for row in found.steps if math.isfinite(row.get("images_per_s", math.nan))]
     if speeds:
         cards.append(("speed", number(sorted(speeds)[len(speeds) // 2], 3), "pictures a second, the median"))
@@ -59,9 +66,16 @@ def glance(found: Found) -> Html:
             cards.append(("speed", number(speed, 3), "pictures a second, predicting"))
     if found.judged and (analysis := found.judged.analysis):
         overall = analysis.thresholds.overall
+        objects = f"{number(analysis.objects)} {plural(analysis.objects, 'object')}"
         if math.isfinite(overall.f1):
             cards.append(("threshold", fraction(overall.threshold), f"F1 {fraction(overall.f1)} there"))
-        cards.append(("judged on", number(analysis.images), f"pictures, {number(analysis.objects)} objects"))
+        cards.append(
+            (
+                "judged on",
+                number(analysis.images),
+                f"{plural(analysis.images, 'picture')}, {objects}",
+            )
+        )
     if not cards:
         return join([])
     items = [tag("div", tag("dt", what), tag("dd", tag("b", value), tag("small", said))) for what, value, said in cards]
@@ -127,9 +141,12 @@ def _others(found: Found) -> list[Graph | None]:
     rows = found.steps
     steps = column(rows, "step")
 
-    def graph(title: str, key: str, label: str, explained: str, *, log: bool = False) -> Graph | None:
-        if not any(math.isfinite(row.get(key, math.nan)) for row in rows):
+    def graph(title: str, key: str, label: str, explained: str, *, spikes: bool = False) -> Graph | None:
+        finite = [value for value in column(rows, key) if math.isfinite(value)]
+        if not finite:
             return None
+        usual = sorted(finite)[len(finite) // 2]
+        log = spikes and 0 < usual * SPIKE < max(finite)  # from 0 on, all but the spikes would lie on the axis
         low = None if log else 0.0
         return Graph(title, [Line(label, steps, column(rows, key))], Axis("step"), Axis(label, low, log=log), explained)
 
@@ -142,7 +159,7 @@ def _others(found: Found) -> list[Graph | None]:
         graph(
             "Length of the gradient", "gradient", "norm before clipping",
             "Good: it settles. Spikes that come more and more often announce that the training will diverge.",
-            log=True,
+            spikes=True,
         ),
     ]  # fmt: skip
 
@@ -158,10 +175,14 @@ def column(rows: Sequence[Mapping[str, float]], key: str) -> list[float]:
 
 
 def _preview(found: Found, name: str) -> Html:
-    image = embedded(found.previews[name], PREVIEWS[name], share=8)
+    said = PREVIEWS[name]
+    threshold = found.evaluations[-1].get("threshold", math.nan) if found.evaluations else math.nan
+    if name == "validation" and math.isfinite(threshold):
+        said += f" Boxes from a score of {fraction(threshold)} on, where F1 was best after the last evaluation."
+    image = embedded(found.previews[name], said, share=8)
     if image is None:
         return tag("p", f"previews/{name}.jpg cannot be read.", class_="absent")
-    return tag("figure", image, tag("figcaption", PREVIEWS[name]), class_="picture")
+    return tag("figure", image, tag("figcaption", said), class_="picture")
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -14,7 +14,7 @@ from boxwright.evaluation.errors import KINDS
 from boxwright.report.charts import Axis, Graph, Line, Rule, bar, draw
 from boxwright.report.followed import Section
 from boxwright.report.grids import calibration, confusion
-from boxwright.report.markup import Html, fraction, join, name, number, table, tag
+from boxwright.report.markup import Html, fraction, join, name, number, plural, table, tag
 from boxwright.report.pictures import embedded
 from boxwright.report.reading import Judged, Shown
 from boxwright.report.scored import scores
@@ -30,10 +30,11 @@ MEANT = {
     "false negatives": "all objects not found together",
 }
 GROUPS = {
-    "best": ("Best", "All found, nothing invented: the most objects first."),
+    "best": ("Best", "The highest F1 first."),
     "worst": ("Worst", "Look here first: what do these pictures have in common?"),
     "random": ("Random", "Drawn by lot: what to expect of a new picture."),
 }
+FLAWLESS = "All found, nothing invented: the most objects first."  # of the best, where it is true of all
 FIRST = 8  # pictures of the review list that are seen at once
 MOST_SUSPECTS = 200  # rows of the review list
 
@@ -206,7 +207,10 @@ def gallery(judged: Judged) -> Html | None:
     """Best, worst and random pictures, annotations beside predictions."""
     parts: list[Html] = []
     for group, (title, said) in GROUPS.items():
-        shown = [tile for one in judged.gallery if one.group == group and (tile := _tile(one, len(judged.gallery)))]
+        members = [one for one in judged.gallery if one.group == group]
+        if group == "best" and all(one.caption.endswith("; F1 1.000") for one in members):
+            said = FLAWLESS
+        shown = [tile for one in members if (tile := _tile(one, len(judged.gallery)))]
         if shown:
             parts.append(join([tag("h3", title), tag("p", said, class_="said"), tag("div", *shown, class_="tiles")]))
     if not parts:
@@ -246,7 +250,7 @@ def review(judged: Judged, analysis: Analysis) -> Html:
             tag("div", *tiles[:FIRST], class_="tiles") if tiles else None,
             tag(
                 "details",
-                tag("summary", f"{len(tiles) - FIRST} more pictures"),
+                tag("summary", f"{len(tiles) - FIRST} more {plural(len(tiles) - FIRST, 'picture')}"),
                 tag("div", *tiles[FIRST:], class_="tiles"),
             )
             if len(tiles) > FIRST

@@ -65,6 +65,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e+")
 
 
+def plural(count: float, what: str) -> str:
+    """What is counted, without the number: `picture` for one, else `pictures`."""
+    return what if count == 1 else f"{what}s"
+
+
 def difference(value: float, digits: int = 3) -> str:
     """A change with its sign; a dash where one side is missing."""
     if not math.isfinite(value):

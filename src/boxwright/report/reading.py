@@ -230,7 +230,9 @@ def _gallery(folder: Path, notes: list[str]) -> tuple[Shown, ...]:
         )
     skipped = described.get("skipped", [])
     if isinstance(skipped, list) and skipped:
-        notes.append(f"{len(skipped)} pictures could not be shown; the first: {skipped[0]}")
+        notes.append(
+            f"{len(skipped)} picture{'' if len(skipped) == 1 else 's'} could not be shown; the first: {skipped[0]}"
+        )
     return tuple(shown)
 
 

@@ -248,7 +248,7 @@ def _train(run: Run, world: World, stop: Stop, stack: ExitStack, *, quiet: bool)
                 if world.first:
                     found.keep(folder, result.steps, detections, best=result.best_step)
                 if world.first and dataset.save_previews and not world.sharded:
-                    previews.validation(folder, predictor, validation.records)
+                    previews.validation(folder, predictor, validation.records, threshold=scores["threshold"])
                 journal.evaluation(result.steps - 1, scores, best=result.evaluations_since == 0)
                 budget.evaluated(time.monotonic() - began)
                 if world.from_first(budget.over(journal.seconds())):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from boxwright.types import Batch, Record
 
 SHOWN = 8  # pictures on a sheet
 CELL = (300, 400)  # pixels of each: height, width
-THRESHOLD = 0.5  # of the detections drawn
+THRESHOLD = 0.5  # of the detections drawn where no score is best: nothing right is found yet
 
 
 def first_batch(folder: Path, batch: Batch, classes: Sequence[str]) -> None:
@@ -28,12 +29,13 @@ def first_batch(folder: Path, batch: Batch, classes: Sequence[str]) -> None:
     write_image(folder / "previews" / "first_batch.jpg", contact_sheet(drawn, min(4, len(drawn)), CELL))
 
 
-def validation(folder: Path, predictor: Predictor, records: Sequence[Record]) -> None:
-    """previews/validation.jpg: ground truth beside predictions, the same pictures every time."""
+def validation(folder: Path, predictor: Predictor, records: Sequence[Record], *, threshold: float) -> None:
+    """previews/validation.jpg: ground truth beside predictions from `threshold` on, the same pictures every time."""
+    least = threshold if math.isfinite(threshold) else THRESHOLD
     step = max(len(records) // (SHOWN // 2), 1)
     drawn = []
     for record in records[::step][: SHOWN // 2]:
         image = decode(record.image)
         drawn.append(draw_truth(image, record.boxes, record.labels, predictor.classes))
-        drawn.append(draw(image, predictor.predict(record.image, threshold=THRESHOLD), predictor.classes))
+        drawn.append(draw(image, predictor.predict(record.image, threshold=least), predictor.classes))
     write_image(folder / "previews" / "validation.jpg", contact_sheet(drawn, 4, CELL))
