@@ -151,7 +151,7 @@ def evaluate(
     from boxwright.evaluation.printed import tables
 
     if runs.first():
-        _say(tables(done.judgement, images_per_second=done.images_per_second, threshold=done.threshold))
+        _say(tables(done.judgement, images_per_second=done.images_per_second, threshold=done.threshold, note=done.note))
         _say(f"{done.folder / 'report.html'}")
         _result(json, done)
     return 0
@@ -566,17 +566,20 @@ def data_check(
     workers
         Processes that decode; by default one for each core.
     """
-    from boxwright.data.check.text import as_json, encodable, mended_lines, report_lines
+    from boxwright.data.check.text import as_json, encodable, mended_lines, printable, report_lines
 
     checked = verbs.check(
         data, splits=split or (), decode=decode, imgsz=imgsz, max_bad=max_bad, skip_bad=skip_bad,
         ignore_unknown=ignore_unknown, html=html, workers=workers, say=_say,
     )  # fmt: skip
-    stream = sys.stderr if json else sys.stdout
-    _print(json, "\n".join(encodable(report_lines(checked, limit=max(limit, 0)), stream.encoding)))
+    if not json:
+        _print(json, "\n".join(encodable(report_lines(checked, limit=max(limit, 0)), sys.stdout.encoding)))
     mended = verbs.mend(data, fix, copy=copy, say=_say) if fix else None
-    if mended:
-        _print(json, "\n".join(encodable(mended_lines(mended), stream.encoding)))
+    if mended and not json:
+        _print(json, "\n".join(encodable(mended_lines(mended), sys.stdout.encoding)))
+    if html:
+        stream = sys.stderr if json else sys.stdout
+        _print(json, "\n".join(encodable([f"page: {printable(str(html.expanduser()))}"], stream.encoding)))
     _result(json, {**as_json(checked), "fixed": mended})
     return 1 if checked.errors else 0
 

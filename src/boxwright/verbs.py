@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from boxwright import registry, runs
 from boxwright.config import LARGEST, SMALLEST, Run, make_run
 from boxwright.errors import UserError
-from boxwright.folders import claim
+from boxwright.folders import claim, require_name
 from boxwright.progress import Progress
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def evaluate(
         raise UserError(f"--iou {wrong[0]:g} is not above 0 and at most 1.{hint}")
     if not 0 <= intervals <= MOST_RESAMPLES or seed < 0:
         raise UserError(f"--intervals must be from 0 to {MOST_RESAMPLES:,}, --seed at least 0")
+    require_name(name)
     if (weights is None) == (detections is None):
         raise UserError("evaluate wants --weights of a detector, or --detections of a file or folder: one of them")
     if (data is None) == (truth is None):
@@ -311,7 +312,7 @@ def check(
     if html:
         from boxwright.report import write_check
 
-        say(f"page: {write_check(checked, html)}")
+        write_check(checked, html)
     return checked
 
 

@@ -23,7 +23,7 @@ from boxwright.__main__ import main
 from boxwright.data.check import Checked, Rules, check_dataset
 from boxwright.data.check.finding import KINDS
 from boxwright.data.check.mend import mend_dataset
-from boxwright.data.check.text import printable, report_lines
+from boxwright.data.check.text import as_json, printable, report_lines
 from boxwright.data.dataset import open_dataset
 from boxwright.data.shards import shard as write_shards
 from boxwright.types import UserError
@@ -300,12 +300,49 @@ def test_class_names_that_may_be_one(voc: Voc) -> None:
     reasons = [finding.reason for finding in check_dataset(voc.folder).findings if finding.kind == "similar-classes"]
     assert len(reasons) == 2
     assert any("'Cat'" in reason and "'cat'" in reason for reason in reasons)
-    assert any("'elephent' (1 objects) may be 'elephant' (12)" in reason for reason in reasons)
+    assert any("'elephent' (1 object) may be 'elephant' (12)" in reason for reason in reasons)
 
 
 def test_classes_without_objects(voc: Voc) -> None:
     (voc.folder / "data.yaml").write_text(LISTED.format("cat, dog, emu", 3))
-    assert kinds(check_dataset(voc.folder / "data.yaml")) == {"no-train-objects": 1, "no-val-objects": 1}
+    (found,) = check_dataset(voc.folder / "data.yaml").findings  # nowhere: told once
+    assert (found.kind, found.level, found.classes) == ("no-train-objects", "suspect", ("emu",))
+    assert found.reason == "no object in any split: nothing to learn, AP n/a: 'emu'"
+    voc.add("valid", "e", [("emu", (5, 6, 40, 50))])
+    for number, name in enumerate(("ox", "yak")):
+        voc.add("train", f"o{number}", [(name, (5, 6, 40, 50 + number))])
+    (voc.folder / "data.yaml").write_text(LISTED.format("cat, dog, emu, ox, yak", 5))
+    checked = check_dataset(voc.folder / "data.yaml")
+    assert [(found.split, found.level, found.classes) for found in checked.findings] == [
+        ("train", "suspect", ("emu",)), ("val", "note", ("ox", "yak")),
+    ]  # fmt: skip
+    assert any("to be judged on (AP n/a): 2" in line for line in report_lines(checked))
+
+
+def test_a_jpeg_cut_short_is_one_finding(voc: Voc) -> None:
+    path = voc.picture("train", "cut", suffix=".jpg")
+    voc.xml("train", "cut", annotation([("cat", (5, 6, 41, 50))]))
+    path.write_bytes(path.read_bytes()[:900])
+    for decode in (False, True):
+        checked = check_dataset(voc.folder, decode=decode)
+        assert kinds(checked) == {"unreadable-picture": 1}
+        assert checked.findings.count("lost") == 1
+
+
+def test_a_dataset_is_called_as_it_was_given(voc: Voc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(open_dataset(voc.folder), tmp_path / "shards", size=1 << 20, tolerance={}, say=lambda _: None)
+    there = open_dataset(tmp_path / "shards")
+    monkeypatch.setattr("boxwright.data.check.doctor.open_dataset", lambda _: there)
+    checked = check_dataset("http://127.0.0.1:8765/shards")
+    assert next(report_lines(checked)) == "http://127.0.0.1:8765/shards: 2 classes"
+    assert as_json(checked)["data"] == "http://127.0.0.1:8765/shards"
+
+
+def test_one_class_is_no_classes(tmp_path: Path) -> None:
+    voc = Voc(tmp_path / "data")
+    for split in ("train", "valid"):
+        voc.add(split, split)
+    assert next(report_lines(check_dataset(voc.folder))).endswith(": 1 class")
 
 
 # --- equal pictures
@@ -462,7 +499,9 @@ def test_exit_codes(voc: Voc, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_json_is_one_object_with_everything(voc: Voc, capsys: pytest.CaptureFixture[str]) -> None:
     path = voc.add("train", "x", [("cat", (40, 6, 5, 50))])
     assert main(["data", "check", str(voc.folder), "--json", "--imgsz", "32"]) == 1
-    found = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "ERRORS" not in printed.err
+    found = json.loads(printed.out)
     assert not found["ok"]
     (finding,) = found["findings"]
     assert (finding["split"], finding["path"], finding["line"]) == ("train", str(path), 4)
@@ -508,11 +547,14 @@ def test_no_escape_sequence_reaches_the_terminal(voc: Voc, tmp_path: Path, capsy
     assert "default-src &#x27;none&#x27;" in html
 
 
-def test_the_page_shows_the_worst_with_their_boxes(voc: Voc, tmp_path: Path) -> None:
+def test_the_page_shows_the_worst_with_their_boxes(
+    voc: Voc, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tmp_path / "page.html"
     voc.add("train", "x", [("cat", (40, 6, 5, 50)), ("dog", ("-1e300", 6, "1e300", 50))])
     voc.add("train", "y", said="100x100")
     main(["data", "check", str(voc.folder), "--html", str(page)])
+    assert capsys.readouterr().out.splitlines()[-1] == f"page: {page}"
     html = page.read_text()
     pictures = [part.split('"')[0] for part in html.split("data:image/jpeg;base64,")[1:]]
     assert len(pictures) == 2

@@ -60,7 +60,7 @@ def of_dataset(checked: Checked) -> str:
     if checked.splits:
         sections.append(Section("classes", "Classes", _table(*class_table(checked), caption="Objects by class")))
         sections.append(Section("sizes", "Sizes", _sizes(checked)))
-    return document(f"Check of {printable(str(checked.data))}", head, sections)
+    return document(f"Check of {printable(checked.data)}", head, sections)
 
 
 def _state(checked: Checked) -> str:
@@ -92,7 +92,7 @@ def _findings(checked: Checked) -> Html:
         more = total - min(total, LISTED)
         lines = [tag("li", line_of_finding(finding)) for finding in listed[:LISTED]]
         lines += [tag("li", f"and {more:,} more")] if more else []
-        heading = f"{KINDS[kind]}: {total:,}; training {listed[0].training}"
+        heading = f"{KINDS[kind]}: {checked.findings.classes(level, kind) or total:,}; training {listed[0].training}"
         parts.append(
             tag(
                 "details",

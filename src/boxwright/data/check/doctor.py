@@ -38,7 +38,7 @@ class Rules:
 class Checked:
     """What the doctor found in a dataset."""
 
-    data: Path
+    data: str  # as it was given: an address too
     classes: tuple[str, ...]
     splits: Mapping[str, Figures]
     findings: Findings
@@ -72,7 +72,7 @@ def check_dataset(
     dataset = open_dataset(data)
     for name in splits:
         if name not in dataset.splits:
-            raise UserError(f"--split {name}: {dataset.path} has {', '.join(dataset.splits)}")
+            raise UserError(f"--split {name}: {data} has {', '.join(dataset.splits)}")
     chosen = _distinct(dataset, [name for name in dataset.splits if not splits or name in splits])
     findings = Findings()
     try:
@@ -81,7 +81,7 @@ def check_dataset(
         if str(error).startswith("no pictures"):  # the wrong folder, not a dataset with faults
             raise
         findings.add(Finding("all", "split", "error", str(error), "refuses", "refused"))
-        return Checked(dataset.path, (), {}, findings, (), dataset.layout.notes, imgsz, decode)
+        return Checked(str(data), (), {}, findings, (), dataset.layout.notes, imgsz, decode)
     seen = _Seen()
     results: dict[str, Figures] = {}
     for name in chosen:
@@ -103,7 +103,7 @@ def check_dataset(
     counts = {name: {split: of.classes[name].objects for split, of in results.items()} for name in classes}
     findings.update(class_findings(counts, list(results)))
     groups = _groups(seen, classes, findings, decode=decode, workers=workers, say=say)
-    return Checked(dataset.path, classes, results, findings, tuple(groups), dataset.notes, imgsz, decode, seen.records)
+    return Checked(str(data), classes, results, findings, tuple(groups), dataset.notes, imgsz, decode, seen.records)
 
 
 @dataclass
@@ -111,6 +111,7 @@ class _Seen:
     """The pictures of all splits."""
 
     splits: dict[Picture, list[str]] = field(default_factory=dict[Picture, list[str]])
+    unreadable: set[Picture] = field(default_factory=set[Picture])  # of which nothing need be decoded
     records: dict[str, Sequence[Record]] = field(default_factory=dict[str, Sequence[Record]])
 
 
@@ -180,6 +181,7 @@ def _files(
             with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
                 notes = notes_of(file, header.format, Path(item.image).suffix, header.orientation)
         except (ImageError, ReadingError, OSError) as error:
+            seen.unreadable.add(item.image)
             if not isinstance(item.image, Path):  # of a picture in a shard, reading took the index's word
                 reason, training = getattr(error, "reason", str(error)), "leaves the picture out"
                 yield Finding(name, "unreadable-picture", "lost", reason, training, "skipped image", item.image)
@@ -213,7 +215,8 @@ def _groups(
     records = {record.image: record for those in seen.records.values() for record in those}
     groups = content_groups(equal_files(seen.splits), seen.splits, records, classes)
     if decode:
-        pixels = look_at_pixels(seen.splits, workers=workers, say=say)
+        readable = {picture: splits for picture, splits in seen.splits.items() if picture not in seen.unreadable}
+        pixels = look_at_pixels(readable, workers=workers, say=say)
         findings.update(pixels.findings)
         known = {frozenset(path for _, path in group.members) for group in groups}
         equal = [paths for paths in pixels.equal if not any(set(paths) <= group for group in known)]

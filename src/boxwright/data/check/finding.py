@@ -121,6 +121,11 @@ _REASONS: tuple[tuple[str, str], ...] = (
 )
 
 
+def counted(count: int, what: str) -> str:
+    """1 picture, 1,200 pictures."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing found, where it is, and what training does with it."""
@@ -135,6 +140,7 @@ class Finding:
     line: int | None = None
     image: Picture | None = None  # the picture that shows it, where that is another file
     box: Box | None = None  # where to look in it, in pixels
+    classes: tuple[str, ...] = ()  # that it is about, where it is one finding of several
 
     @property
     def where(self) -> str:
@@ -176,6 +182,10 @@ class Findings:
         for finding in self:
             grouped.setdefault((finding.level, finding.kind), []).append(finding)
         return grouped
+
+    def classes(self, level: Level, kind: str) -> int:
+        """How many classes the findings of a kind are about; 0 where they are not about classes."""
+        return sum(len(finding.classes) for finding in self.kinds().get((level, kind), ()))
 
     def total(self, level: Level, kind: str) -> int:
         return sum(count for (_, name, of), count in self.counts.items() if (name, of) == (kind, level))

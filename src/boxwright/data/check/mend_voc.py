@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from boxwright.data.check.voc_xml import CORNERS, Document, child, corners, is_box, local, read_document, stated, text
-from boxwright.data.formats.base import class_name, disagreement, truth
+from boxwright.data.formats.base import class_name, disagreement, number, truth
 from boxwright.data.formats.voc import read_annotation
 from boxwright.types import Fault, Size
 
@@ -121,7 +121,7 @@ class _Work:
             assert found is not None
             found.text = str(value)
         before, after = (f"{width}x{height}" for height, width in (said, self._size))
-        self._change(element, what, before, after)
+        self._change(child(element, "width"), what, before, after)
 
     # --- an object
 
@@ -165,7 +165,7 @@ class _Work:
         if name not in self._classes:
             if len(known) != 1:
                 return self._out(item, f"an object of the class {name!r}, which is not in the list")
-            self._change(element, "class spelled as in the list", repr(element.text), repr(known[0]))
+            self._change(item, "class spelled as in the list", repr(element.text), repr(known[0]))
             element.text = name = known[0]
         elif element.text != name:
             self._change(element, "class name without space, in NFC", repr(element.text), repr(name))
@@ -185,7 +185,7 @@ class _Work:
         box = corners(item)
         if not is_box(box):
             said = " ".join(text(child(child(item, "bndbox"), corner)) or "-" for corner in CORNERS)
-            return self._out(item, f"an object whose box is no four numbers: {said}")
+            return self._out(item, f"an object whose box is no four numbers: {said}", _unreadable(item))
         return box
 
     def _inside(self, item: Element, box: Corners) -> Corners | None:
@@ -207,13 +207,21 @@ class _Work:
                     element.remove(inside)
                 element.text = "0"
 
-    def _out(self, item: Element, what: str) -> None:
-        self._change(item, "object left out", what, "")
+    def _out(self, item: Element, what: str, where: Element | None = None) -> None:
+        self._change(item if where is None else where, "object left out", what, "")
         self._document.root.remove(item)
 
-    def _change(self, element: Element, what: str, before: str, after: str) -> None:
-        line = self._document.lines.get(element)
+    def _change(self, element: Element | None, what: str, before: str, after: str) -> None:
+        """Note a change, on the line that a finding about the same thing has."""
+        line = self._document.lines.get(element) if element is not None else None
         self.changes.append(Change("", str(self._path), line, what, before, after))
+
+
+def _unreadable(item: Element) -> Element | None:
+    """The first corner that stands there and is no number; None where one is missing before it."""
+    box = child(item, "bndbox")
+    found = (child(box, corner) for corner in CORNERS)
+    return next((one for one in found if one is None or math.isnan(number(text(one)))), None)
 
 
 def _swapped(box: Corners) -> bool:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from boxwright.data.check.finding import Finding, Level, Picture
+from boxwright.data.check.finding import Finding, Level, Picture, counted
 from boxwright.data.check.voc_xml import line_of
 from boxwright.data.formats.base import Box
 from boxwright.types import Float32, Record
 
 TINY = 4  # pixels
 _SAME = 0.95  # IoU of two boxes that mean one thing
+_NAMED = 30  # classes that a reason names
 _MANY = 500  # objects of a picture up to which every two are compared; more are compared where they begin alike
 
 
@@ -129,17 +130,29 @@ def _pairs(boxes: Float32) -> Iterator[tuple[int, int]]:
 
 def class_findings(counts: dict[str, dict[str, int]], splits: Sequence[str]) -> Iterator[Finding]:
     """Classes without objects, and names that may mean one class; `counts` has each class's objects by split."""
-    for name, of in counts.items():
-        if "train" in splits and not of.get("train"):
-            reason = f"class {name!r} has no object in train: it cannot be learnt"
-            yield Finding("train", "no-train-objects", "suspect", reason, "uses it")
-        if "val" in splits and not of.get("val"):
-            reason = f"class {name!r} has no object in val: its AP is n/a"
-            yield Finding("val", "no-val-objects", "note", reason, "uses it")
+    unlearnt = tuple(name for name, of in counts.items() if "train" in splits and not of.get("train"))
+    absent = tuple(name for name in unlearnt if "val" in splits and not any(counts[name].values()))
+    unjudged = (name for name, of in counts.items() if "val" in splits and not of.get("val"))
+    groups: tuple[tuple[str, str, Level, str, tuple[str, ...]], ...] = (
+        ("train", "no-train-objects", "suspect", "no object in any split: nothing to learn, AP n/a", absent),
+        (
+            "train", "no-train-objects", "suspect", "no object in train: nothing to learn",
+            tuple(name for name in unlearnt if name not in absent),
+        ),
+        (
+            "val", "no-val-objects", "note", "no object in val: AP n/a",
+            tuple(name for name in unjudged if name not in absent),
+        ),
+    )  # fmt: skip
+    for split, kind, level, what, names in groups:
+        if names:
+            shown = ", ".join(map(repr, names[:_NAMED]))
+            more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+            yield Finding(split, kind, level, f"{what}: {shown}{more}", "uses it", classes=names)
     totals = Counter({name: sum(of.values()) for name, of in counts.items()})
     for first, second in combinations(sorted(counts, key=lambda name: -totals[name])[:300], 2):
         if why := _alike(first, second, totals):
-            reason = f"class {second!r} ({totals[second]} objects) may be {first!r} ({totals[first]}): {why}"
+            reason = f"class {second!r} ({counted(totals[second], 'object')}) may be {first!r} ({totals[first]}): {why}"
             yield Finding("all", "similar-classes", "suspect", reason, "uses it")
 
 

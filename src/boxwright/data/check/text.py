@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from boxwright.data.check.doctor import Checked
 from boxwright.data.check.figures import LEARNABLE, Figures, Spread
-from boxwright.data.check.finding import KINDS, LEVELS, Finding, Level
+from boxwright.data.check.finding import KINDS, LEVELS, Finding, Level, counted
 
 if TYPE_CHECKING:
     from boxwright.data.check.mend import Mended
@@ -37,7 +37,7 @@ def printable(text: str) -> str:
 
 def report_lines(checked: Checked, *, limit: int = 5) -> Iterator[str]:
     """The whole report; of each kind of finding the first `limit` are told one by one."""
-    yield f"{printable(str(checked.data))}: {len(checked.classes)} classes"
+    yield f"{printable(checked.data)}: {len(checked.classes):,} class{'es' * (len(checked.classes) != 1)}"
     for note in checked.notes:
         yield f"note: {printable(note)}"
     yield ""
@@ -169,7 +169,7 @@ def _findings(checked: Checked, limit: int) -> Iterator[str]:
             last = level
         total = checked.findings.total(level, kind)
         done = "" if level in ("error", "suspect", "note") else f"; training {listed[0].training}"
-        yield f"  {KINDS[kind]}: {total:,}{done}"
+        yield f"  {KINDS[kind]}: {checked.findings.classes(level, kind) or total:,}{done}"
         for finding in listed[:limit]:
             yield f"    {line_of_finding(finding)}"
         if total > limit and limit:
@@ -187,7 +187,9 @@ def mended_lines(mended: Mended) -> Iterator[str]:
     """What `--fix` did."""
     yield ""
     pictures = " + ".join(f"{count:,} {name}" for name, count in mended.pictures.items())
-    yield f"corrected copy: {pictures} pictures, {mended.changes:,} changes; {printable(str(mended.data))}"
+    many = "s" * (sum(mended.pictures.values()) != 1)
+    changes = counted(mended.changes, "change")
+    yield f"corrected copy: {pictures} picture{many}, {changes}; {printable(str(mended.data))}"
     for kind, count in mended.kinds.items():
         yield f"  {kind}: {count:,}"
     if mended.changes:
@@ -200,7 +202,7 @@ def mended_lines(mended: Mended) -> Iterator[str]:
 def as_json(checked: Checked) -> dict[str, Any]:
     """What `--json` prints: findings worst first, counts of all, figures, equal pictures."""
     return {
-        "data": str(checked.data),
+        "data": checked.data,
         "ok": not checked.errors,
         "errors": checked.errors,
         "classes": list(checked.classes),
@@ -230,6 +232,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "training": finding.training,
         "image": str(finding.image) if finding.image else None,
         "box": list(finding.box) if finding.box else None,
+        "classes": list(finding.classes),
     }
 
 
