@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boxwright.data.dataset import open_dataset
 from boxwright.data.formats.base import Annotation, UnknownClass
 from boxwright.data.formats.voc import class_counts, read_annotation, write_annotation
-from boxwright.types import Record
+from boxwright.types import Record, UserError
 
 NAMES = ("cat", "dog", "blå <&> \"'")
 LABELS = {name: label for label, name in enumerate(NAMES)}
@@ -390,3 +392,30 @@ def check_sound(found: Annotation) -> None:
     for fault in found.faults:
         assert fault.reason
         assert "\n" not in fault.reason
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [("from 1", [9, 19, 30, 40]), ("from 0", [10, 20, 31, 41]), ("edges", [10, 20, 30, 40])]
+)
+@pytest.mark.parametrize("form", ["article", "short"])
+def test_a_data_yaml_says_what_corners_are(make_voc: Any, tmp_path: Path, form: str, said: str, expected: Any) -> None:
+    data = make_voc(
+        tmp_path / "d", {f"{split}/a.png": [[9, 19, 30, 40]] for split in ("train", "valid")}
+    )  # 10 20 30 40
+    if form == "article":
+        keys = {"TRAIN": "train", "VALID": "valid"}
+        lines = [f"{k}_DIR_{w.upper()}: d/{f}/{w}" for k, f in keys.items() for w in ("images", "labels")]
+        text = "\n".join([*lines, "CLASSES: [thing]"])
+    else:
+        text = f"path: {data}"
+    (path := tmp_path / "data.yaml").write_text(f"{text}\nvoc_boxes: {said}\n")
+    dataset = open_dataset(path)
+    assert [dataset.read(split).records[0].boxes.tolist() for split in ("train", "val")] == [[expected]] * 2
+    assert any(note.startswith("corners in VOC XML") for note in dataset.notes)
+
+
+def test_what_corners_cannot_be(make_voc: Any, tmp_path: Path) -> None:
+    make_voc(tmp_path / "d", {f"{split}/a.png": [[9, 19, 30, 40]] for split in ("train", "valid")})
+    (path := tmp_path / "data.yaml").write_text("path: d\nvoc_boxes: from 2\n")
+    with pytest.raises(UserError, match=r"data\.yaml:2: voc_boxes must be one of from 1, from 0, edges"):
+        open_dataset(path)

@@ -14,6 +14,7 @@ ARTICLE_DIRS = ("TRAIN_DIR_IMAGES", "TRAIN_DIR_LABELS", "VALID_DIR_IMAGES", "VAL
 ARTICLE = (*ARTICLE_DIRS, "CLASSES", "NC", "SAVE_VALID_PREDICTION_IMAGES")
 SHORT = ("path", "train", "val", "test", "format", "classes", "images")
 YOLO = (*SHORT, "names", "nc")
+ANY = ("voc_boxes",)  # keys of every form
 _OTHER_TOOLS = {"names": "classes", "valid": "val", "nc": "NC", "root": "path"}
 BACKGROUND = "__background__"
 _MAX_YAML_BYTES = 1_000_000
@@ -165,12 +166,13 @@ class DataYaml:
             key = str(key_node.value)
             if self.yolo and key == "valid" and "val" not in keys:
                 key = "val"
-            if self.yolo and key not in (*ARTICLE, *YOLO):
+            if self.yolo and key not in (*ARTICLE, *YOLO, *ANY):
                 self.unused.append(one_line(key[:80]))
                 continue
-            if not isinstance(key_node, yaml.ScalarNode) or key not in (*ARTICLE, *(YOLO if self.yolo else SHORT)):
+            forms = (*ARTICLE, *(YOLO if self.yolo else SHORT), *ANY)
+            if not isinstance(key_node, yaml.ScalarNode) or key not in forms:
                 known = _OTHER_TOOLS.get(key)
-                hint = f" Did you mean {known!r}?" if known else nearest(key, (*ARTICLE, *SHORT))
+                hint = f" Did you mean {known!r}?" if known else nearest(key, (*ARTICLE, *SHORT, *ANY))
                 raise self.error(key_node, f"unknown key {key[:80]!r}.{hint}")
             if key in nodes:
                 raise self.error(key_node, f"{key} is there twice, first on line {lines[key]}")

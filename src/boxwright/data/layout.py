@@ -36,7 +36,7 @@ from boxwright.data.data_yaml import (
     nearest_path,
 )
 from boxwright.data.formats import FORMATS
-from boxwright.data.formats.base import FormatName, Source
+from boxwright.data.formats.base import FormatName, Source, VocBoxes
 from boxwright.data.formats.pictures import ANNOTATION_FOLDERS, IMAGE_FOLDERS, annotation_folder, few, scan
 from boxwright.data.formats.shards import LARGEST_INDEX
 from boxwright.data.formats.yolo import NAME_FILES, read_names
@@ -411,7 +411,32 @@ def _yaml_layout(data: DataYaml) -> Layout:
     short = [key for key in data.nodes if key in YOLO]
     if article and short:
         raise data.error(data.nodes[short[0]], f"{short[0]!r} does not go with {article[0]!r}: use one form")
-    return _short_form(data) if short else _article_form(data)
+    layout = _short_form(data) if short else _article_form(data)
+    return _with_voc_boxes(layout, data) if "voc_boxes" in data.nodes else layout
+
+
+def _with_voc_boxes(layout: Layout, data: DataYaml) -> Layout:
+    """The same layout, corners in its VOC XML taken for what the data YAML says they are."""
+    node = data.nodes["voc_boxes"]
+    said, choices = data.text(node, "voc_boxes"), get_args(VocBoxes)
+    if said not in choices:
+        raise data.error(node, f"voc_boxes must be one of {', '.join(choices)}.{nearest(said, choices)}")
+    if not any(source.format == "voc" for sources in layout.splits.values() for source in sources):
+        raise data.error(node, "voc_boxes is for VOC XML, and there is none")
+    splits: Splits = {
+        split: tuple(
+            replace(source, voc_boxes=said) if source.format == "voc" else source for source in layout.splits[split]
+        )
+        for split in layout.splits
+    }
+    return replace(layout, splits=splits, notes=(*layout.notes, f"corners in VOC XML: {_CORNERS[said]}"))
+
+
+_CORNERS = {
+    "from 1": "pixels counted from 1, the last one inside",
+    "from 0": "pixels counted from 0, the last one inside",
+    "edges": "edges counted from 0",
+}
 
 
 def _article_form(data: DataYaml) -> Layout:

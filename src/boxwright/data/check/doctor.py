@@ -92,7 +92,8 @@ def check_dataset(
         seen.records[name] = split.records
         items = dataset.items(name)
         findings.update(_reading(dataset, split, items, rules))
-        voc = VocEvidence(name)
+        stated = any(source.voc_boxes != "from 1" for source in dataset.layout.splits[name])
+        voc = VocEvidence(name, stated=stated)
         findings.update(_files(name, split, items, voc, seen, say))
         findings.update(voc.findings())
         findings.update(object_findings(name, split.records, classes))

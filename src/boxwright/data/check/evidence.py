@@ -27,6 +27,7 @@ class VocEvidence:
 
     split: str
     parts: int = 0  # boxes of <part>s, which are not objects
+    stated: bool = False  # whether a data YAML says what the corners are
     fractional: int = 0  # boxes with a corner between pixels
     _corners: list[tuple[float, float, float, float]] = field(default_factory=list[tuple[float, float, float, float]])
     _sizes: list[Size] = field(default_factory=list[Size])  # of the picture of each
@@ -83,7 +84,7 @@ class VocEvidence:
                 yield self._suspect("width-height", inverted, owners, reason)
         outside = np.any(boxes[:, 2:] > limits + 1, axis=1) & ~inverted
         yield from self._outside(boxes, limits, outside, owners)
-        if not self._strong(outside, 0.1):
+        if not self.stated and not self._strong(outside, 0.1):
             yield from self._counting(boxes, limits, owners)
 
     def _outside(self, boxes: np.ndarray, limits: np.ndarray, outside: Bool, owners: np.ndarray) -> Iterator[Finding]:
@@ -116,7 +117,8 @@ class VocEvidence:
             ends = " and ends a pixel early" if short.sum() > full.sum() else ""
             reason = (
                 f"begin at 0 and {int(from_1.sum())} at 1, where VOC counts from 1 ({int(full.sum())} end in the last "
-                f"pixel, {int(short.sum())} in the one before): every box is read a pixel too far up and left{ends}"
+                f"pixel, {int(short.sum())} in the one before): every box is read a pixel too far up and left{ends}; "
+                "`voc_boxes: from 0` or `edges` in a data YAML says otherwise"
             )
             yield self._suspect("counts-from-0", from_0, owners, reason)
         if past.sum() >= _FEW and past.sum() > full.sum():

@@ -27,6 +27,9 @@ FormatName = Literal["voc", "coco", "yolo", "labelme", "csv", "shards"]
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2, pixels, continuous edges
 
 
+VocBoxes = Literal["from 1", "from 0", "edges"]  # what corners in VOC XML are: pixels, the last one inside, or edges
+
+
 @dataclass(frozen=True)
 class Source:
     """Annotations and the pictures that they belong to, or a part of these."""
@@ -37,6 +40,7 @@ class Source:
     share: Literal["all", "train", "val"] = "all"  # of a split that is drawn by a hash of the id
     prefix: str = ""  # makes ids unique where a split has several sources
     format: FormatName = "voc"
+    voc_boxes: VocBoxes = "from 1"
     names: tuple[str, ...] = ()  # of the classes that YOLO's files call 0, 1, ...; "" where a number is no class
     address: str = ""  # of the folder on a server that the annotations were fetched from and the pictures are in
 

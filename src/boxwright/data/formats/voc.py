@@ -30,6 +30,7 @@ from boxwright.data.formats.base import (
     Reader,
     RefusedError,
     Source,
+    VocBoxes,
     class_name,
     contradicts,
     disagreement,
@@ -90,7 +91,8 @@ class VocReader(Reader):
 
     def read(self, item: Item, labels: Mapping[str, int], size: Size) -> Annotation:
         assert item.annotation is not None
-        return read_annotation(item.annotation, labels, size, unread=self._unread)
+        boxes = self._source.voc_boxes
+        return read_annotation(item.annotation, labels, size, unread=self._unread, boxes=boxes)
 
     @property
     def unread(self) -> Mapping[str, int]:
@@ -105,7 +107,12 @@ class VocReader(Reader):
 
 
 def read_annotation(
-    path: Path, classes: Mapping[str, int], size: Size, *, unread: Counter[str] | None = None
+    path: Path,
+    classes: Mapping[str, int],
+    size: Size,
+    *,
+    unread: Counter[str] | None = None,
+    boxes: VocBoxes = "from 1",
 ) -> Annotation:
     """The objects in `path` for a picture of `size`; `classes` has each `class_name` and its label.
 
@@ -128,7 +135,7 @@ def read_annotation(
             label = objects.label(_name(item))
             if len(item.boxes) > 1:
                 objects.repaired(f"has {len(item.boxes)} <bndbox>: the first is read", wrong=True)
-            box, shown, hint = _box(item)
+            box, shown, hint = _box(item, boxes)
             objects.add(label, box, _marks(item, objects), shown=shown, hint=hint)
     return objects.annotation()
 
@@ -203,7 +210,7 @@ def _name(item: _Object) -> str:
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def _box(item: _Object) -> tuple[Box, str, str]:
+def _box(item: _Object, boxes: VocBoxes) -> tuple[Box, str, str]:
     """The box, as the file has it, and what may explain it if it leaves the picture."""
     if not item.boxes:
         raise DroppedError("<object> has no <bndbox>")
@@ -211,7 +218,11 @@ def _box(item: _Object) -> tuple[Box, str, str]:
     span("xmin", xmin, "xmax", xmax)
     span("ymin", ymin, "ymax", ymax)
     shown = " ".join(item.boxes[0][corner].text.strip()[:12] for corner in _CORNERS)
-    return (xmin - 1, ymin - 1, xmax, ymax), shown, " (VOC counts from 1)" if 0 in (xmin, ymin) else ""
+    if boxes != "from 1":
+        last = int(boxes == "from 0")  # the last pixel is inside
+        return (xmin, ymin, xmax + last, ymax + last), shown, ""
+    hint = " (VOC counts from 1; `voc_boxes` in a data YAML says otherwise)" if 0 in (xmin, ymin) else ""
+    return (xmin - 1, ymin - 1, xmax, ymax), shown, hint
 
 
 def _number(item: _Object, corner: str) -> float:
