@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from boxwright.evaluation.conventions import Judgement, Resized, judge_all
 from boxwright.evaluation.matching import flatten
 from boxwright.evaluation.precision import average_precision, resampled
 from boxwright.evaluation.printed import tables
+from boxwright.types import Detections, Record
 
 
 def printed(judgement: Judgement) -> dict[str, dict[str, float]]:
@@ -132,3 +134,35 @@ def test_tables_fit_a_terminal(crowded_sets: Any, data: st.DataObject) -> None:
     assert max(map(len, text.splitlines())) <= 100
     assert text.isascii()
     assert "speed 12.3 images/s" in text
+
+
+def test_tables_begin_with_ap_and_say_where_difficult_objects_change_nothing(one_picture: Any) -> None:
+    boxes, found = [[0, 0, 10, 10], [20, 20, 30, 30]], [[0, 0, 10, 10], [20, 20, 30, 30]]
+    plain = tables(judge_all(*one_picture(boxes, [False, False], found))).splitlines()
+    assert plain[:2] == ["AP 1.000  AP50 1.000  (COCO)", "1 picture, 2 objects"]
+    assert "no figure depends on difficult objects: there are none, or they change nothing" in plain
+    assert not any("ignored" in line or "deleted" in line for line in plain if line[:4] in ("    ", "igno", "dele"))
+    odd = tables(judge_all(*one_picture(boxes, [False, True], found[:1]), resamples=5))
+    assert odd.startswith("AP 1.000 [1.000 - 1.000]  AP50 1.000 [1.000 - 1.000]  (COCO)\n") or odd.startswith("AP 0.5")
+    assert "no figure depends" not in odd
+    for word in ("ignored", "counted", "deleted"):
+        assert any(line.startswith(word) for line in odd.splitlines())
+
+
+def test_names_reach_the_terminal_as_printable_text(one_class: Judgement) -> None:
+    assert "best F1" not in tables(one_class, threshold=0.5, note="no right detection")
+    assert tables(one_class, threshold=0.5, note="no right detection").endswith("no best threshold: no right detection")
+    assert tables(one_class, threshold=0.5).endswith("best F1 from a score of 0.500")
+    text = tables(one_class)
+    assert all(line.isprintable() for line in text.split("\n"))
+    row = next(line for line in text.split("\n") if line.startswith("\\x1b[31mred\\x0a\\x09t"))
+    assert row.split()[-1] == "-"  # no object has it, so it has no interval
+
+
+@pytest.fixture
+def one_class() -> Judgement:
+    flags = np.zeros(1, np.bool_)
+    box = np.array([[0, 0, 9, 9]], np.float32)
+    record = Record("a", Path("a.jpg"), (40, 40), box, np.zeros(1, np.int64), flags, flags)
+    found = Detections(box + 20, np.array([0.9], np.float32), np.zeros(1, np.int64))
+    return judge_all([record], [found], ["cat", "\x1b[31mred\n\ttwo"], resamples=2)
