@@ -216,13 +216,23 @@ def test_a_hint_is_never_the_name_itself(place: Path) -> None:
         ("cat 0.9 1 2 3 4 5", "has 7 words"),
         ("cat nan 1 2 3 4", "the score is 'nan'"),
         ("cat 0.9 1 2 inf 4", "not four numbers"),
-        ("cat 0.9 5 2 3 4", "wrong way round"),
+        ("cat 0.9 5 2 3 4", r"wrong way round.* \(--boxes sizes if these are left top width height\)$"),
     ],
 )
 def test_bad_lines_are_refused(place: Path, line: str, message: str) -> None:
     (place / "guesses/a.txt").write_text(line)
     with pytest.raises(UserError, match=message):
         read_detections(Path("guesses"), read_truth(Path("texts")))
+
+
+def test_a_folder_around_a_json_is_told_to_name_the_json(place: Path) -> None:
+    for name in ("truth", "found"):
+        (place / name).mkdir()
+        (place / f"{name}.json").rename(place / name / f"{name}.json")
+    with pytest.raises(UserError, match=r"name the json itself, --truth truth/truth\.json$"):
+        read_truth(Path("truth"))
+    with pytest.raises(UserError, match=r"name the json itself, --detections found/found\.json$"):
+        read_detections(Path("found"), read_truth(Path("truth/truth.json")))
 
 
 def test_a_text_file_of_no_picture_is_refused(place: Path) -> None:
@@ -243,6 +253,7 @@ def test_a_text_file_of_no_picture_is_refused(place: Path) -> None:
         ("--truth truth.json --detections found.json --iou 0", "--iou 0 is not above 0"),
         ("--truth truth.json --detections found.json --intervals -1", "--intervals"),
         ("--truth truth.json --detections fuond.json", "found.json"),
+        ("--truth truth.json --detections fuond.json --name a/b", "--name 'a/b' is not a folder name"),
         ("--truth nothing --detections found.json", "nothing"),
     ],
 )

@@ -67,6 +67,7 @@ def read_truth(path: Path, *, split: Part = "val", boxes: Boxes = "edges", skip_
         return _text_truth(path, boxes)
     if path.suffix.lower() == ".json" and path.is_file() and has_keys(path, "annotations", "images", "categories"):
         return _coco_truth(path)
+    _refuse_a_folder_around(path, "--truth", "annotations")
     from boxwright.data.dataset import open_dataset
 
     dataset = open_dataset(path)
@@ -120,6 +121,14 @@ def _texts(folder: Path) -> list[Path]:
     return inside if all(path.suffix == ".txt" and path.is_file() for path in inside) else []
 
 
+def _refuse_a_folder_around(folder: Path, option: str, *keys: str) -> None:
+    """Raises if the folder holds one json, with such keys, and nothing else: the json itself is to be named."""
+    inside = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    alone = len(inside) == 1 and inside[0].suffix.lower() == ".json" and inside[0].is_file()
+    if alone and (not keys or has_keys(inside[0], *keys)):
+        raise UserError(f"{folder} is a folder with one json in it: name the json itself, {option} {inside[0]}")
+
+
 def _text_truth(folder: Path, boxes: Boxes) -> Truth:
     rows = {path.stem: _lines(path, 5, "class x1 y1 x2 y2 [difficult]") for path in _texts(folder)}
     classes = tuple(sorted({words[0] for lines in rows.values() for words, _ in lines}))
@@ -139,6 +148,7 @@ def _text_truth(folder: Path, boxes: Boxes) -> Truth:
 def _text_detections(folder: Path, truth: Truth, boxes: Boxes) -> Found:
     texts = _texts(folder)
     if not texts:
+        _refuse_a_folder_around(folder, "--detections")
         raise UserError(f"{folder}: wanted is a folder of nothing but text files, one for each picture")
     index = _pictures(truth)
     _require_known([path.stem for path in texts], index, f"{folder} has files for", truth)
@@ -183,7 +193,8 @@ def _corners(rows: Sequence[Sequence[str]], where: Sequence[str], boxes: Boxes) 
         corners = corners - np.array([1.0, 1, 0, 0])
     elif boxes == "sizes":
         corners[:, 2:] += corners[:, :2]
-    return _checked(corners, lambda n: f"{where[n]}: ", lambda n: " ".join(rows[n]))
+    hint = "" if boxes == "sizes" else " (--boxes sizes if these are left top width height)"
+    return _checked(corners, lambda n: f"{where[n]}: ", lambda n: " ".join(rows[n]), turned=hint)
 
 
 # --- COCO
@@ -482,12 +493,17 @@ def _fours(values: Sequence[Any], where: _Places) -> Float64:
     return np.array([[number(one) for one in value] for value in values], np.float64).reshape(-1, 4)
 
 
-def _checked(corners: Float64, where: Callable[[int], str], said: Callable[[int], str]) -> Float64:
-    """The corners (N, 4) if each is a box; one without area is: it overlaps nothing."""
+def _checked(corners: Float64, where: Callable[[int], str], said: Callable[[int], str], *, turned: str = "") -> Float64:
+    """The corners (N, 4) if each is a box; one without area is: it overlaps nothing. `turned` ends what is said of
+    corners that are the wrong way round.
+    """
     for wrong, reason in (
         (np.isnan(corners).any(axis=1), "not four numbers"),
         ((abs(corners) > LARGEST).any(axis=1), f"beyond {LARGEST:,.0f} pixels"),
-        ((corners[:, 2:] < corners[:, :2]).any(axis=1), "with its corners the wrong way round, or a negative side"),
+        (
+            (corners[:, 2:] < corners[:, :2]).any(axis=1),
+            f"with its corners the wrong way round, or a negative side{turned}",
+        ),
     ):
         if wrong.any():
             at = int(np.argmax(wrong))
