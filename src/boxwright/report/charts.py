@@ -124,10 +124,10 @@ def scale(axis: Axis, values: Iterable[float], start: float, end: float) -> _Sca
     if axis.low is None and axis.high is None and high == low:
         low, high = (low / 2, high * 2) if axis.log else (low - 0.5, high + 0.5)
     if high <= low:
-        high = low + 1.0
+        high = low + max(1.0, abs(low) * 1e-6)  # beyond 2**53 one more is the same
     if axis.log:
         low = max(low, high * 1e-9, 1e-300)
-        return _Scale(low, high * 1.05, start, end, log=True)
+        return _Scale(low, max(high, low) * 1.05, start, end, log=True)
     if axis.high is None and axis.low is not None:
         high += 0.04 * (high - low)
     return _Scale(low, high, start, end)
@@ -136,7 +136,8 @@ def scale(axis: Axis, values: Iterable[float], start: float, end: float) -> _Sca
 def ticks(low: float, high: float, *, most: int = 6, whole: bool = False) -> list[float]:
     """Round numbers from `low` to `high`, at most `most` of them."""
     assert high > low
-    rough = (high - low) / max(most - 1, 1)
+    parts = max(most - 1, 1)
+    rough = high / parts - low / parts  # the difference of the two may be more than a float holds
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * 0.999)
     if whole:
@@ -208,7 +209,7 @@ def told(line: Line, axis: Axis) -> str:
 
 def _line(line: Line, x: _Scale, y: _Scale) -> Html:
     points = [
-        (x(a), y(b)) if math.isfinite(b) and (b > 0 or not y.log) else None
+        (x(a), y(b)) if math.isfinite(a) and math.isfinite(b) and (b > 0 or not y.log) else None
         for a, b in zip(line.x, line.y, strict=False)
     ]
     path, pen = "", "M"

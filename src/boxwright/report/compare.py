@@ -59,7 +59,7 @@ CURVES = (  # title, where from, column, y axis, what good looks like
 def of_runs(runs: Sequence[Found]) -> str:
     """The page about several runs; the first is what the others are compared with."""
     labels = titles(runs)
-    notes = [f"{label}: {note}" for label, run in zip(labels, runs, strict=True) for note in run.notes]
+    notes = [f"{label}: {note}" for label, run in zip(labels, runs, strict=True) for note in _notes(run)]
     listed = [
         tag("li", swatch(i, dashed=i >= COLOURS), name(label), " ", tag("span", STATES[run.state], class_="said"))
         for i, (label, run) in enumerate(zip(labels, runs, strict=True))
@@ -207,6 +207,10 @@ def _delta(value: float, better: bool | None, *, share: bool) -> Html | None:
     text = difference(value) if share else f"{value:+.3g}"
     style = None if float(text) == 0 or better is None else "better" if (value > 0) == better else "worse"
     return tag("small", text, class_=style)
+
+
+def _notes(run: Found) -> list[str]:
+    return [*run.notes, *(run.judged.notes if run.judged else ())]
 
 
 def _mapping(run: Found, key: str) -> Mapping[str, Any]:

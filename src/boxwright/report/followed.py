@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from boxwright.progress import clock
 from boxwright.report.charts import Axis, Graph, Line, Rule, draw
 from boxwright.report.markup import Html, fraction, join, number, plural, tag
-from boxwright.report.pictures import embedded
+from boxwright.report.pictures import Album
 from boxwright.report.reading import PREVIEWS, Found
 
 WORDS = {
@@ -53,7 +53,7 @@ def glance(found: Found) -> Html:
         cards.append(
             (
                 "time",
-                clock(last.get("seconds", 0.0)),
+                _time(last.get("seconds", math.nan)),
                 f"{number(last.get('epoch'))} {plural(last.get('epoch', 0), 'epoch')}",
             )
         )
@@ -82,13 +82,13 @@ def glance(found: Found) -> Html:
     return tag("dl", *items, class_="cards")
 
 
-def sections(found: Found) -> list[Section]:
+def sections(found: Found, album: Album) -> list[Section]:
     """The parts of the page about the training; none for an evaluation alone."""
     made: list[Section] = []
     graphs = [graph for graph in (mean_ap(found), losses(found), *_others(found)) if graph]
     if graphs:
         made.append(Section("training", "Training", tag("div", *map(draw, graphs), class_="graphs")))
-    pictures = [_preview(found, name) for name in PREVIEWS if name in found.previews]
+    pictures = [_preview(found, name, album) for name in PREVIEWS if name in found.previews]
     if pictures:
         made.append(Section("seen", "What the network saw", tag("div", *pictures, class_="previews"), "Seen"))
     return made
@@ -174,12 +174,12 @@ def column(rows: Sequence[Mapping[str, float]], key: str) -> list[float]:
     return [row.get(key, math.nan) for row in rows]
 
 
-def _preview(found: Found, name: str) -> Html:
+def _preview(found: Found, name: str, album: Album) -> Html:
     said = PREVIEWS[name]
     threshold = found.evaluations[-1].get("threshold", math.nan) if found.evaluations else math.nan
     if name == "validation" and math.isfinite(threshold):
         said += f" Boxes from a score of {fraction(threshold)} on, where F1 was best after the last evaluation."
-    image = embedded(found.previews[name], said, share=8)
+    image = album.picture(found.previews[name], said, share=8)
     if image is None:
         return tag("p", f"previews/{name}.jpg cannot be read.", class_="absent")
     return tag("figure", image, tag("figcaption", said), class_="picture")
@@ -191,3 +191,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 def _float(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _time(seconds: float) -> str:
+    return clock(seconds) if math.isfinite(seconds) else "–"

@@ -15,7 +15,7 @@ from boxwright.report.charts import Axis, Graph, Line, Rule, bar, draw
 from boxwright.report.followed import Section
 from boxwright.report.grids import calibration, confusion
 from boxwright.report.markup import Html, fraction, join, name, number, plural, table, tag
-from boxwright.report.pictures import embedded
+from boxwright.report.pictures import Album
 from boxwright.report.reading import Judged, Shown
 from boxwright.report.scored import scores
 
@@ -39,7 +39,7 @@ FIRST = 8  # pictures of the review list that are seen at once
 MOST_SUSPECTS = 200  # rows of the review list
 
 
-def sections(judged: Judged) -> list[Section]:
+def sections(judged: Judged, album: Album) -> list[Section]:
     """What is known about the detections; parts without anything to tell are left out."""
     made = [Section("scores", "Scores", part)] if (part := scores(judged)) else []
     if analysis := judged.analysis:
@@ -51,10 +51,10 @@ def sections(judged: Judged) -> list[Section]:
             Section("confusion", "Confusion", confusion(analysis.confusion)),
             Section("sizes", "Size and crowding", breakdown(analysis), "Sizes"),
         ]  # fmt: skip
-    if pictures := gallery(judged):
+    if pictures := gallery(judged, album):
         made.append(Section("pictures", "Pictures", pictures))
     if judged.analysis:
-        made.append(Section("review", "Annotations to look at", review(judged, judged.analysis), "Review"))
+        made.append(Section("review", "Annotations to look at", review(judged, judged.analysis, album), "Review"))
     return made
 
 
@@ -203,14 +203,14 @@ def _groups(title: str, what: str, groups: Sequence[Group], said: str) -> Html:
     return tag("div", table(head, rows, caption=title, words=2), tag("p", said, class_="said"))
 
 
-def gallery(judged: Judged) -> Html | None:
+def gallery(judged: Judged, album: Album) -> Html | None:
     """Best, worst and random pictures, annotations beside predictions."""
     parts: list[Html] = []
     for group, (title, said) in GROUPS.items():
         members = [one for one in judged.gallery if one.group == group]
         if group == "best" and all(one.caption.endswith("; F1 1.000") for one in members):
             said = FLAWLESS
-        shown = [tile for one in members if (tile := _tile(one, len(judged.gallery)))]
+        shown = [tile for one in members if (tile := _tile(one, len(judged.gallery), album))]
         if shown:
             parts.append(join([tag("h3", title), tag("p", said, class_="said"), tag("div", *shown, class_="tiles")]))
     if not parts:
@@ -219,21 +219,23 @@ def gallery(judged: Judged) -> Html | None:
     return join([tag("p", told), *parts])
 
 
-def _tile(shown: Shown, count: int) -> Html | None:
-    image = embedded(shown.file, f"{shown.image}: annotations beside predictions. {shown.caption}", share=count)
+def _tile(shown: Shown, count: int, album: Album) -> Html | None:
+    image = album.picture(shown.file, f"{shown.image}: annotations beside predictions. {shown.caption}", share=count)
     if image is None:
         return None
     caption = tag("figcaption", name(shown.image), " ", shown.caption)
     return tag("figure", image, caption, class_="picture")
 
 
-def review(judged: Judged, analysis: Analysis) -> Html:
+def review(judged: Judged, analysis: Analysis, album: Album) -> Html:
     """Annotations that a confident detection speaks against."""
     suspects = analysis.review.suspects
     if not suspects:
         return tag("p", "No annotation looks wrong: no confident detection speaks against one.")
     counts = ", ".join(f"{number(count)} {kind}" for kind, count in analysis.review.counts.items() if count)
-    tiles = [tile for one in judged.gallery if one.group == "review" and (tile := _tile(one, len(judged.gallery)))]
+    tiles = [
+        tile for one in judged.gallery if one.group == "review" and (tile := _tile(one, len(judged.gallery), album))
+    ]
     rows = [
         [number(place + 1), name(one.image), one.kind, *map(_maybe, (one.annotated_label, one.found_label)),
          (fraction(one.score), math.nan if one.score is None else one.score), (fraction(one.suspicion), one.suspicion),

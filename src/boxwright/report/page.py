@@ -12,6 +12,7 @@ from pathlib import Path
 from boxwright.report import described, followed, judged
 from boxwright.report.followed import Section
 from boxwright.report.markup import Html, join, name, tag
+from boxwright.report.pictures import Album
 from boxwright.report.reading import Found
 from boxwright.version import __version__
 
@@ -27,14 +28,15 @@ STATES = {
 
 def of_run(found: Found, *, live: bool = False) -> str:
     """The report of one run or evaluation."""
-    sections = followed.sections(found)
+    album = Album()
+    sections = followed.sections(found, album)
     data = None
     if found.judged:
-        sections += judged.sections(found.judged)
+        sections += judged.sections(found.judged, album)
         if found.judged.analysis:
             data = judged.curves_data(found.judged.analysis)
     sections += described.sections(found)
-    notes = [*found.notes, *(found.judged.notes if found.judged else ())]
+    notes = [*found.notes, *(found.judged.notes if found.judged else ()), *album.notes()]
     model = found.options.get("model") or (found.judged.scores.get("weights") if found.judged else None)
     lead = [
         tag("span", STATES[found.state], class_=f"state {found.state.replace(' ', '-')}"),

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 from boxwright.errors import UserError
 from boxwright.evaluation.analysis import Analysis
 from boxwright.registry import nearest
+from boxwright.report import bounded
 from boxwright.report.revive import revive
 
 LARGEST = 512 << 20  # bytes of a file that is read: books of a million steps are smaller
@@ -103,8 +104,8 @@ def read(folder: Path) -> Found:
     """
     folder = existing(folder)
     notes: list[str] = []
-    options = _read(folder / "run.yaml", _yaml, notes)
-    environment = _read(folder / "env.json", _mapping, notes)
+    options = _read(folder / "run.yaml", bounded.options, notes)
+    environment = _read(folder / "env.json", bounded.mapping, notes)
     books = _lines(folder / "metrics.jsonl", notes)
     steps = tuple(row for row in books if not row.get("evaluation") and "step" in row)
     evaluations = _table(folder / "results.csv", notes) or tuple(row for row in books if row.get("evaluation"))
@@ -115,7 +116,9 @@ def read(folder: Path) -> Found:
     state = _state(folder, log, bool(steps or evaluations)) if trained else "no training"
     if trained:
         notes += _absent(folder, state, steps, evaluations, judged)
-    previews = {name: path for name in PREVIEWS if (path := folder / "previews" / f"{name}.jpg").is_file()}
+    previews = {
+        name: path for name in PREVIEWS if _inside((path := folder / "previews" / f"{name}.jpg").parent, path.name)
+    }
     return Found(
         folder,
         folder.resolve().name or str(folder),
@@ -192,12 +195,12 @@ def _absent(
 
 def _judged(folder: Path) -> Judged:
     notes: list[str] = []
-    scores = _read(folder / "scores.json", _mapping, notes)
+    scores = _read(folder / "scores.json", bounded.mapping, notes)
     if not scores and not (folder / "scores.json").exists():
         notes.append("There is no scores.json, so the scores by COCO's and VOC's rules are missing.")
     analysis = None
     if (folder / "analysis.json").exists():
-        described = _read(folder / "analysis.json", _mapping, notes)
+        described = _read(folder / "analysis.json", bounded.mapping, notes)
         try:
             analysis = revive(Analysis, described) if described else None
         except ValueError as error:
@@ -208,14 +211,14 @@ def _judged(folder: Path) -> Judged:
 
 
 def _gallery(folder: Path, notes: list[str]) -> tuple[Shown, ...]:
-    described = _read(folder / "gallery.json", _mapping, notes)
+    described = _read(folder / "gallery.json", bounded.mapping, notes)
     shown: list[Shown] = []
     listed = described.get("pictures", [])
     for entry in listed if isinstance(listed, list) else []:
         if not isinstance(entry, dict):
             continue
         file = str(entry.get("file", ""))
-        if Path(file).name != file or not (folder / file).is_file():  # a list leads nowhere but into its own folder
+        if not _inside(folder, file):
             notes.append(f"gallery.json names a picture that is not there: {file[:80]!r}")
             continue
         rank = entry.get("suspect")
@@ -236,6 +239,15 @@ def _gallery(folder: Path, notes: list[str]) -> tuple[Shown, ...]:
     return tuple(shown)
 
 
+def _inside(folder: Path, file: str) -> bool:
+    """Whether a list's entry is a file of its own folder: it leads nowhere else, by no name and no link."""
+    try:
+        path = folder / file
+        return Path(file).name == file and path.is_file() and not bounded.leads_away(path, folder.parent)
+    except (OSError, ValueError):  # a name too long, or one that no file can have
+        return False
+
+
 def _read(path: Path, parse: Callable[[str], dict[str, Any]], notes: list[str]) -> dict[str, Any]:
     """A file's mapping, {} where it is not there; what cannot be read is noted."""
     text = _text(path, notes)
@@ -250,36 +262,27 @@ def _read(path: Path, parse: Callable[[str], dict[str, Any]], notes: list[str]) 
 
 def _text(path: Path, notes: list[str]) -> str | None:
     try:
-        if not path.is_file():
-            return None
-        if path.stat().st_size > LARGEST:
-            notes.append(f"{path.name} is larger than {LARGEST >> 20} MiB and left out.")
-            return None
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace") if _readable(path, notes) else None
     except OSError as error:
         notes.append(f"{path.name} cannot be read: {error.strerror}")
         return None
 
 
-def _mapping(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("it holds no JSON object")
-    return value
-
-
-def _yaml(text: str) -> dict[str, Any]:
-    import yaml
-
+def _readable(path: Path, notes: list[str]) -> bool:
+    """Whether it is a file of a size that is read, inside its folder; what it is instead is noted."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it uses YAML aliases, which no run.yaml of ours does")
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
-    if not isinstance(value, dict):
-        raise ValueError("it holds no options")
-    return {str(key): part for key, part in value.items()}
+        if not path.is_file():
+            return False
+        if bounded.leads_away(path, path.parent):
+            notes.append(f"{path.name} is a link that leads out of the folder and is not followed.")
+            return False
+        if path.stat().st_size > LARGEST:
+            notes.append(f"{path.name} is larger than {LARGEST >> 20} MiB and left out.")
+            return False
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read: {error.strerror}")
+        return False
+    return True
 
 
 def _whole(text: str) -> list[str]:
@@ -289,31 +292,49 @@ def _whole(text: str) -> list[str]:
 
 def _lines(path: Path, notes: list[str]) -> list[dict[str, float]]:
     """The lines of metrics.jsonl as numbers, NaN for null."""
+    if not _readable(path, notes):
+        return []
     rows: list[dict[str, float]] = []
     bad = 0
-    for line in _whole(_text(path, notes) or ""):
+    try:
+        lines, count = bounded.thinned(path)
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read: {error.strerror}")
+        return []
+    for line in lines:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             bad += 1
             continue
-        if isinstance(row, dict):
-            rows.append({str(key): _number(value) for key, value in row.items()})
+        values = {str(key): bounded.number(value) for key, value in row.items()} if isinstance(row, dict) else {}
+        if values and math.isfinite(values.get("step", 0.0)):
+            rows.append(values)
         else:
             bad += 1
+    _spaced(path, len(lines), count, notes)
     if bad:
         notes.append(f"{bad} lines of {path.name} are damaged and left out.")
     return rows
 
 
+def _spaced(path: Path, kept: int, count: int, notes: list[str]) -> None:
+    if kept < count:
+        notes.append(f"{path.name} has {count:,} lines; {kept:,} of them, evenly spaced, are shown.")
+
+
 def _table(path: Path, notes: list[str]) -> tuple[dict[str, float], ...]:
-    text = "\n".join(_whole(_text(path, notes) or ""))
+    head, *lines = _whole(_text(path, notes) or "") or [""]
+    every = -(-len(lines) // bounded.KEPT) or 1
+    kept = lines[::-1][::every][::-1]  # the last is among them
+    _spaced(path, len(kept), len(lines), notes)
+    text = "\n".join([head, *kept])
     rows: list[dict[str, float]] = []
     bad = 0
     try:
         for row in csv.DictReader(io.StringIO(text)):
-            values = {key: _number(value) for key, value in row.items() if key}
-            if None in cast(dict[Any, Any], row) or not math.isfinite(values.get("epoch", math.nan)):
+            values = {key: bounded.number(value) for key, value in row.items() if key}
+            if None in cast(dict[Any, Any], row) or not values.get("epoch", math.nan) >= 0:
                 bad += 1
             else:
                 rows.append(values)
@@ -322,13 +343,3 @@ def _table(path: Path, notes: list[str]) -> tuple[dict[str, float], ...]:
     if bad:
         notes.append(f"{bad} rows of {path.name} are damaged and left out.")
     return tuple(rows)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str | int | float):
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            return math.nan
-        return number if math.isfinite(number) else math.nan
-    return math.nan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -36,17 +36,31 @@ def _revive(kind: Any, value: Any, where: str) -> Any:
         parts = [part for part in get_args(kind) if part is not NoneType]
         return None if value is None else _revive(parts[0], value, where)
     if kind is float:
-        return math.nan if value is None else float(_is((int, float), value, where))
-    return _is(kind, value, where)
+        return math.nan if value is None else _figure(_is((int, float), value, where), where)
+    found = _is(kind, value, where)
+    if kind is int:
+        _figure(found, where)
+    return found
+
+
+def _figure(value: float, where: str) -> float:
+    """A number as a float; one that a float cannot hold would end every sum it enters."""
+    try:
+        made = float(value)
+    except OverflowError:
+        made = math.inf
+    if math.isinf(made):
+        raise ValueError(f"{where or 'it'} is a number too large to be true")
+    return made
 
 
 def _fields(kind: type, value: Any, where: str) -> Any:
     found = _is(dict, value, where)
     hints = get_type_hints(kind)
-    missing = [part.name for part in fields(kind) if part.name not in found]
+    missing = [part.name for part in fields(kind) if part.name not in found and part.default is MISSING]
     if missing:
         raise ValueError(f"{where or 'it'} has no {missing[0]!r}")
-    names = [part.name for part in fields(kind)]
+    names = [part.name for part in fields(kind) if part.name in found]  # a later field has a default
     return kind(**{name: _revive(hints[name], found[name], f"{where}.{name}".lstrip(".")) for name in names})
 
 
