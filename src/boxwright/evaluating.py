@@ -35,6 +35,7 @@ class Evaluated:
     images_per_second: float  # of the detector's pass; NaN where there was none
     threshold: float  # of the score, with the best F1
     judgement: Judgement
+    note: str = ""  # why `threshold` is no best one ("no right detection"), or ""
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,14 @@ def write_evaluation(
         resamples=about.resamples, seed=about.seed,
     )  # fmt: skip
     analysis = analyse(_sized(records, detections), detections, classes, earlier=earlier)
-    threshold = float(analysis.thresholds.overall.threshold)
+    best = analysis.thresholds.overall
     content = {
         **origin,
         "classes": list(classes),
         **judgement.as_json(),
         "speed": {"images_per_second": images_per_second},
-        "threshold": threshold,
+        "threshold": float(best.threshold),
+        "threshold_note": best.note,
     }
     _write(folder / "scores.json", finite(content), indent=1)
     _write(folder / "analysis.json", analysis.as_json())
@@ -90,7 +92,7 @@ def write_evaluation(
 
         write_gallery(folder, records, detections, classes, analysis)
     write_report(reported or folder)
-    return Evaluated(folder, judgement.scores, images_per_second, threshold, judgement)
+    return Evaluated(folder, judgement.scores, images_per_second, float(best.threshold), judgement, best.note)
 
 
 def _sized(records: Sequence[Record], detections: Sequence[Detections]) -> list[Record]:

@@ -15,13 +15,18 @@ if sys.platform != "win32":
     import fcntl
 
 
+def require_name(name: str | None) -> None:
+    """Refuse what is no name of a folder; None is for a name of ours."""
+    if name is not None and (not name.strip() or name in (".", "..") or Path(name).name != name or "\0" in name):
+        raise UserError(f"--name {name!r} is not a folder name")
+
+
 def claim(parent: Path, name: str | None, *, exist_ok: bool = False) -> Path:
     """Make `parent/name`, or `name_2`, `name_3` ... where it exists, or `res_1`, `res_2` ... without a name.
 
     With `exist_ok` the named folder is taken as it is. A place that cannot be written to is a `UserError`.
     """
-    if name is not None and (not name.strip() or name in (".", "..") or Path(name).name != name or "\0" in name):
-        raise UserError(f"--name {name!r} is not a folder name")
+    require_name(name)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         folder = _first_free(parent, name, exist_ok=exist_ok)

@@ -3,9 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boxwright.evaluation import confusion as module
 from boxwright.evaluation.confusion import confusion
 
 WHOLE, FAR = (0, 0, 10, 10), (100, 100, 110, 110)
@@ -41,6 +43,19 @@ def test_of_two_objects_in_one_box_each_is_taken_by_its_class(scene: Any, judged
     both = {"a": [("cat", WHOLE), ("dog", WHOLE)]}
     found = {"a": [("dog", 0.9, WHOLE), ("cat", 0.8, WHOLE)]}
     assert confusion(judged_by(scene(both, found)), threshold=0.5).counts == ((1, 0, 0), (0, 1, 0), (0, 0, 0))
+
+
+def test_of_many_classes_those_with_most_confusion_have_a_place(
+    scene: Any, judged_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST", 2)
+    objects = {"a": [("cat", WHOLE), ("dog", FAR), ("emu", (200, 0, 210, 10)), ("emu", (300, 0, 310, 10))]}
+    found = {"a": [("emu", 0.9, WHOLE), ("dog", 0.9, FAR), ("emu", 0.8, (200, 0, 210, 10))]}
+    judged = judged_by(scene(objects, found, classes=("cat", "dog", "emu")))
+    result = confusion(judged, threshold=0.5)
+    assert result.names == ("cat", "emu", "background")
+    assert result.counts == ((0, 1, 0), (0, 1, 1), (0, 0, 0))
+    assert (result.left_out, result.left_out_pairs) == (1, 1)
 
 
 @settings(max_examples=100, deadline=None)

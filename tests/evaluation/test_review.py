@@ -100,11 +100,12 @@ def test_one_place_is_suspected_once_of_a_missing_label(scene: Any, judged_by: A
 
 def test_what_persists_ranks_first(scene: Any, judged_by: Any) -> None:
     place, other = (0, 200, 100, 300), (200, 0, 300, 100)
-    annotated = {"a": [("cat", FAR), ("dog", WHOLE)], "b": []}
-    found = {"a": [*SURE, ("cat", 0.9, place)], "b": [("cat", 0.8, other)]}
+    annotated = {"a": [("cat", FAR), ("dog", WHOLE)], "b": [], "c": [("dog", FAR)]}
+    dog = {"c": [("dog", 0.5, FAR)]}  # found by all
+    found = {"a": [*SURE, ("cat", 0.9, place)], "b": [("cat", 0.8, other)], **dog}
     drawn = scene(annotated, found)
-    early = scene(annotated, {"a": [("cat", 0.2, FAR), ("dog", 0.3, WHOLE)], "b": [("cat", 0.25, other)]})
-    late = scene(annotated, {"a": SURE, "b": [("cat", 0.6, other), ("dog", 0.9, other)]})
+    early = scene(annotated, {"a": [("cat", 0.2, FAR), ("dog", 0.3, WHOLE)], "b": [("cat", 0.25, other)], **dog})
+    late = scene(annotated, {"a": SURE, "b": [("cat", 0.6, other), ("dog", 0.9, other)], **dog})
     earlier = [early.detections, late.detections, late.detections]
     result = review(judged_by(drawn), threshold=0.3, records=drawn.records, earlier=earlier)
     assert result.epochs == 3
@@ -112,8 +113,8 @@ def test_what_persists_ranks_first(scene: Any, judged_by: Any) -> None:
     got = [(s.kind, s.image, round(s.persistence, 3), round(s.suspicion, 3)) for s in result.suspects]
     assert got == [
         ("missing label", "b", 1.0, 0.8),
+        ("nothing there", "a", 0.667, 0.375),  # of two large dogs one is found
         ("missing label", "a", 0.0, 0.225),
-        ("nothing there", "a", 0.667, 0.0),  # the only large dog: no other is found either
     ]
 
 
@@ -205,3 +206,10 @@ def test_invented_objects_are_found(judged_by: Any) -> None:
 def test_right_annotations_make_a_short_list(judged_by: Any) -> None:
     records, found = nearly_perfect(np.random.default_rng(2))
     assert len(review(judged_by((records, found, CLASSES)), threshold=0.5).suspects) <= 0.01 * PICTURES * OBJECTS
+
+
+def test_what_nothing_speaks_against_is_no_suspect(scene: Any, judged_by: Any) -> None:
+    """No dog is ever found: that this one is not says nothing about its annotation."""
+    result = listed(judged_by(scene({"a": [("cat", FAR), ("dog", WHOLE)]}, {"a": SURE})))
+    assert result.suspects == ()
+    assert result.counts == dict.fromkeys(KINDS, 0)

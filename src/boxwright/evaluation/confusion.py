@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from boxwright.evaluation.judging import Judged, assign, select
+from boxwright.types import Int64
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,15 @@ class Confusion:
     and detections that fit nothing else than them, are left out.
     """
 
-    names: tuple[str, ...]  # (K + 1,) the classes and "background"
+    names: tuple[str, ...]  # (K + 1,) the classes, or those of `MOST` with most confusion, and "background"
     counts: tuple[tuple[int, ...], ...]  # (K + 1, K + 1)
     threshold: float
     iou: float
+    left_out: int = 0  # classes without a row and a column, because there are more than `MOST`
+    left_out_pairs: int = 0  # objects and detections that were counted in a cell of such a class
 
 
+MOST = 500  # classes: a table of all pairs of thousands of them would fill the memory with zeros
 BACKGROUND = "background"
 
 
@@ -38,12 +42,41 @@ def confusion(judged: Judged, *, threshold: float) -> Confusion:
     own = flat.labels[fits.detection] == flat.object_labels[fits.object]
     taken = assign(judged.rank, fits, len(judged.counted), prefer=own)
 
-    counts = np.zeros((count + 1, count + 1), np.int64)
     took = taken >= 0
-    np.add.at(counts, (flat.object_labels[taken[took]], flat.labels[took]), 1)
     free = judged.counted.copy()
     free[taken[took]] = False
-    counts[:count, count] = judged.per_class(flat.object_labels[free])
-    counts[count, :count] = judged.per_class(flat.labels[shown & ~took & ~judged.excused])
-    names = (*flat.classes, BACKGROUND)
-    return Confusion(names, tuple(tuple(row) for row in counts.tolist()), threshold, iou)
+    invented = flat.labels[shown & ~took & ~judged.excused]
+    missed = flat.object_labels[free]
+    rows = np.concatenate([flat.object_labels[taken[took]], missed, np.full(len(invented), count)])
+    columns = np.concatenate([flat.labels[took], np.full(len(missed), count), invented])
+
+    kept = _most_confused(rows, columns, count)
+    place = np.full(count + 1, -1)
+    place[kept] = np.arange(len(kept))
+    here = (place[rows] >= 0) & (place[columns] >= 0)
+    counts = np.zeros((len(kept), len(kept)), np.int64)
+    np.add.at(counts, (place[rows[here]], place[columns[here]]), 1)
+    every = (*flat.classes, BACKGROUND)
+    return Confusion(
+        tuple(every[index] for index in kept.tolist()),
+        tuple(tuple(row) for row in counts.tolist()),
+        threshold,
+        iou,
+        left_out=count + 1 - len(kept),
+        left_out_pairs=int((~here).sum()),
+    )
+
+
+def _most_confused(rows: Int64, columns: Int64, count: int) -> Int64:
+    """The classes that have a place, and background, ascending: those in most cells' counts off the diagonal,
+    mistakes between classes before those with background."""
+    if count <= MOST:
+        return np.arange(count + 1)
+    wrong = rows != columns
+    between = wrong & (rows < count) & (columns < count)
+    mixed, any_ = (
+        np.bincount(rows[which], minlength=count + 1) + np.bincount(columns[which], minlength=count + 1)
+        for which in (between, wrong)
+    )
+    best_first = np.lexsort((-any_[:count], -mixed[:count]))
+    return np.append(np.sort(best_first[:MOST]), count)

@@ -109,13 +109,14 @@ def review(
     persistence = _persistence(flat, claims, records, earlier, judged.iou)
     said = (1 + persistence * len(earlier)) / (1 + len(earlier))
     suspicion = claims.strength * said
-    order = np.lexsort((claims.detection, claims.object, claims.kind, -suspicion))[:limit]
+    order = np.lexsort((claims.detection, claims.object, claims.kind, -suspicion))
+    order = order[suspicion[order] > 0]  # such objects are never found, say: nothing speaks against these
     return Review(
         suspects=tuple(
             _worded(flat, claims, index, float(suspicion[index]), float(persistence[index]) if earlier else None)
-            for index in order.tolist()
+            for index in order[:limit].tolist()
         ),
-        counts={kind: int((claims.kind == index).sum()) for index, kind in enumerate(KINDS)},
+        counts={kind: int((claims.kind[order] == index).sum()) for index, kind in enumerate(KINDS)},
         least_score=least,
         epochs=len(earlier),
     )

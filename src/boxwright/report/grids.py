@@ -71,8 +71,8 @@ def confusion(found: Confusion) -> Html:
         f"{found.iou:g}. Good: a strong diagonal. The last column are objects nobody found, the last row boxes "
         "where nothing is."
     )
-    if len(kept) < size:
-        said += f" Of {size - 1} classes these are the {len(kept) - 1} that are mixed up most."
+    if len(kept) < size + found.left_out:
+        said += f" Of {size - 1 + found.left_out} classes these are the {len(kept) - 1} that are mixed up most."
     title = "Confusion matrix"
     matrix = tag("figure", tag("h3", title), _matrix(found, kept), tag("figcaption", said), class_="graph")
     return tag(
