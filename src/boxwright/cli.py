@@ -151,7 +151,8 @@ def evaluate(
     from boxwright.evaluation.printed import tables
 
     if runs.first():
-        _say(tables(done.judgement, images_per_second=done.images_per_second, threshold=done.threshold, note=done.note))
+        speed = done.images_per_second
+        _say(tables(done.judgement, images_per_second=speed, threshold=done.threshold, note=done.note))
         _say(f"{done.folder / 'report.html'}")
         _result(json, done)
     return 0
