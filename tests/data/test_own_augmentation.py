@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,6 +201,25 @@ def test_albumentations_draws_each_transform_by_itself(load: Load) -> None:
 
 
 # The door
+
+HOSTILE = {  # files, and what is said to them
+    "class Odd(Exception):\n    def __str__(self): raise RuntimeError\n"
+    "def augment(image, boxes, labels, rng): raise Odd": "Odd: it cannot be printed",
+    "class Odd(BaseException): pass\ndef augment(image, boxes, labels, rng): raise Odd('no')": "Odd: no",
+    "class Odd:\n    def __array__(self, *_, **__): raise KeyError('x')\n"
+    "def augment(image, boxes, labels, rng): return image, Odd(), labels": "gives back what is no array: KeyError",
+    "import numpy as np\ndef augment(image, boxes, labels, rng):\n"
+    "    return image, boxes, np.full(len(boxes), 2**64 - 1, np.uint64)": "gives back the label 18446744073709551615",
+    "class Odd(BaseException): pass\nraise Odd('early')": "Odd: early",
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), HOSTILE.items())
+def test_whatever_a_file_does_is_told_in_one_line(load: Load, text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=re.escape(reason)) as caught:
+        load(text)
+    assert "\n" not in str(caught.value)
+
 
 FUNCTIONS = {  # what one gives back, and what is said to it
     "image": "gives back ndarray, wanted (image, boxes, labels)",

@@ -83,7 +83,9 @@ class _OwnAugmentation:
         try:
             with _globals_seeded(rng):
                 result = augment(image, picture.boxes.copy(), codes, rng)
-        except (Exception, SystemExit) as error:  # whatever a user's code raises
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise UserError(f"{_where(self.path, error)}: {_reason(error)}") from error
         try:
             return cut(_checked(result, self.imgsz, self.classes))
@@ -100,7 +102,7 @@ def _checked(result: Any, imgsz: int, classes: int) -> Labelled:
         raise _WrongResultError(f"gives back {type(result).__name__}, wanted (image, boxes, labels)")
     try:
         image, boxes, codes = (np.asarray(part) for part in result)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors of a GPU
+    except Exception as error:
         raise _WrongResultError(f"gives back what is no array: {_reason(error)}") from error
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise _WrongResultError(
@@ -117,6 +119,8 @@ def _checked(result: Any, imgsz: int, classes: int) -> Labelled:
     if codes.shape != (len(boxes),) or codes.dtype.kind not in "iu":
         raise _WrongResultError(f"gives back labels of {codes.dtype} {codes.shape} for {len(boxes)} boxes")
     _check_boxes(boxes, (height, width))
+    if codes.dtype.kind == "u" and codes.size and codes.max() >= classes:  # as int64 it might turn negative
+        raise _WrongResultError(f"gives back the label {codes.max()}, of {classes} classes the last is {classes - 1}")
     codes = codes.astype(np.int64)
     labels = np.where(codes < 0, ~codes, codes)
     if (labels >= classes).any():
@@ -150,7 +154,9 @@ def _load(path: Path) -> Call:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         del sys.modules[name]
         raise UserError(f"{_where(path, error)} does not run: {_reason(error)}") from error
     augment = getattr(module, "augment", None)
@@ -233,7 +239,11 @@ def _where(path: Path, error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  a user's own
+        text = "it cannot be printed"
+    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
 
 
 def _same(one: Labelled, other: Labelled) -> bool:
