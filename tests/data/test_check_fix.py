@@ -249,3 +249,11 @@ def test_the_command_says_what_it_did(voc: Voc, tmp_path: Path, capsys: pytest.C
     assert found["fixed"]["pictures"] == {"train": 4, "val": 1}
     assert main(["data", "check", str(folder)]) == 0
     assert main(["data", "check", str(voc.folder), "--fix", str(folder)]) == 2
+
+
+def test_corners_that_count_from_0_are_written_from_1(make_voc: Any, tmp_path: Path) -> None:
+    make_voc(tmp_path / "d", {f"{split}/a.png": [[9, 19, 30, 40]] for split in ("train", "valid")})  # 10 20 30 40
+    (path := tmp_path / "data.yaml").write_text("path: d\nvoc_boxes: from 0\n")
+    done = mend_dataset(path, tmp_path / "fixed")
+    assert open_dataset(done.data).read("train").records[0].boxes.tolist() == [[10, 20, 31, 41]]
+    assert "<xmin>11</xmin>" in (tmp_path / "fixed/train/labels/a.xml").read_text("utf-8")

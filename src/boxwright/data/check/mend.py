@@ -74,7 +74,7 @@ def mend_dataset(data: str | Path, folder: Path, *, copy: bool = False, say: Say
     dataset = open_dataset(data)
     sources = [source for those in dataset.layout.splits.values() for source in those]
     formats: set[FormatName] = {source.format for source in sources}
-    if formats == {"voc"}:
+    if formats == {"voc"} and all(source.voc_boxes == "from 1" for source in sources):
         return _mend_voc(dataset, folder, copy=copy, say=say)
     only: FormatName = formats.pop() if len(formats) == 1 else "voc"
     to: FormatName = only if only in WRITERS else "voc"
