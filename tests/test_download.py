@@ -9,6 +9,7 @@ import io
 import logging
 import shutil
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -214,6 +215,10 @@ def test_a_part_of_another_file_is_caught_by_the_hash(server: Server, tmp_path: 
         (status(302, Location="ftp://127.0.0.1/w.pth"), "only https", 1),
         (status(302, Location="file:///etc/hostname"), "not allowed", 1),
         (status(302, Location="/w.pth"), "302", 1),
+        (status(302, Location="http://["), "no address", 1),
+        (status(302, Location="http://127.0.0.1:abc/x"), "no address", 1),
+        (status(302, Location=f"https://{'a' * 70}.invalid/w.pth"), "no address", 1),
+        (lambda handler: handler.head(200, Content_Length="1" * 5000), "5000 digits", 1),
         (page, "web page", 1),
         (lambda handler: handler.head(200, Content_Length=7), "7 bytes", 1),
     ],
@@ -238,7 +243,7 @@ def test_a_redirect_on_this_machine_is_followed(server: Server, tmp_path: Path) 
 @pytest.mark.parametrize("new", ["http://127.0.0.1/w.pth", "http://example.org/w.pth", "ftp://example.org/w.pth"])
 def test_no_redirect_leads_from_https_to_less(new: str) -> None:
     handler, old = module._SafeRedirects(), urllib.request.Request("https://example.org/w.pth")
-    with pytest.raises(module._RefusedError):
+    with pytest.raises(module.RefusedError):
         handler.redirect_request(old, io.BytesIO(), 302, "Found", Message(), new)  # type: ignore[arg-type]
     followed = handler.redirect_request(old, io.BytesIO(), 302, "", Message(), "https://e.org/w")  # type: ignore[arg-type]
     assert followed is not None
@@ -252,6 +257,25 @@ def test_an_endless_answer_is_cut(
     wanted = published(server.url("/w.pth", endless), size=size)
     assert "sends more than" in refusal(lambda: fetch(wanted, cache=tmp_path))
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) == 0
+
+
+def test_a_dripping_answer_is_left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dripping(handler: Handler) -> None:
+        handler.head(200, Content_Length=len(BODY))
+        with contextlib.suppress(OSError):  # the client hangs up
+            for _ in range(400):
+                handler.body(b"x")
+                time.sleep(0.05)
+
+    monkeypatch.setattr(module, "TIMEOUT", 0.4)
+    wanted = published(server.url("/w.pth", dripping))
+    assert "less than 1000 bytes a second" in refusal(lambda: fetch(wanted, cache=tmp_path))
+    assert server.sent < 200
+
+
+def test_a_host_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    for host in ("[", "a" * 70, "a..b"):
+        assert "no address" in refusal(lambda host=host: fetch(published(f"https://{host}/w.pth"), cache=tmp_path))
 
 
 def test_a_closed_server(server: Server, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import io
+import ipaddress
 import logging
 import os
 import re
@@ -22,9 +24,9 @@ import urllib.request
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from boxwright.errors import UserError
 from boxwright.progress import Progress
@@ -41,6 +43,9 @@ Report = Callable[[int, int | None], None]  # bytes here so far, bytes in all wh
 CHUNK = 1 << 18  # bytes
 LARGEST = 16 << 30  # bytes that a server may send where neither it nor the table says how many
 TIMEOUT = 30  # seconds without a byte
+SLOWEST = 1000  # bytes a second, on average over the seconds of TIMEOUT
+LARGEST_HEAD = 1 << 20  # bytes before the body of an answer
+LONGEST_HOST = 253  # letters
 PAUSES = (0.5, 2.0)  # seconds before each further try, where the last one brought nothing new
 HEADROOM = 64 << 20  # bytes to leave free on the disk
 
@@ -90,15 +95,15 @@ def fetch(
             what, way_out = f"use {target} as", "delete it and run again"
             _require_published(wanted, target, _beside(target, "sha256"))
         elif offline:
-            raise _RefusedError("BOXWRIGHT_OFFLINE forbids it")
+            raise RefusedError("BOXWRIGHT_OFFLINE forbids it")
         elif not all(_is_https(url) or _is_loopback(url) for url in (wanted.url, *wanted.mirrors)):
-            raise _RefusedError("only https is allowed")
+            raise RefusedError("only https is allowed")
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             with _alone(_beside(target, "lock")):
                 if not target.is_file():  # another process may have brought it while this one waited
                     _download_from_any(wanted, target, progress)
-    except (_RefusedError, OSError, http.client.HTTPException) as error:
+    except (RefusedError, OSError, http.client.HTTPException) as error:
         ways = ", or ".join(way for way in (wanted.way_out, way_out) if way)
         servers = " or ".join((wanted.url, *wanted.mirrors))
         raise UserError(f"cannot {what} {wanted.name} from {servers}: {_reason(error)}; {ways}") from error
@@ -109,7 +114,7 @@ def check(wanted: File, file: Path) -> None:
     """Raise UserError where `file`, which nothing is written beside, is not the published one."""
     try:
         _hash(wanted, file, wanted.sha256 or "", "published")
-    except (_RefusedError, OSError) as error:
+    except (RefusedError, OSError) as error:
         ways = f"; {wanted.way_out}" if wanted.way_out else ""
         raise UserError(f"{file} is not the published {wanted.name}: {_reason(error)}{ways}") from error
 
@@ -137,8 +142,136 @@ def readable_size(count: int) -> str:
     return f"{count} bytes"
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """Wrong in a way that another try would not mend."""
+
+
+class SlowError(TimeoutError):
+    """A server sends, but so little that it would not end."""
+
+
+def parsed(address: str) -> SplitResult:
+    """The parts of an address, all of ASCII letters as they go to a server; raises `RefusedError` where it is none."""
+    shown = address[:200]
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port
+        if ":" in host:
+            ipaddress.IPv6Address(host)
+            if not re.fullmatch(r"\[[^\]]*\](:\d*)?", parts.netloc.rpartition("@")[2]):
+                raise ValueError("something follows the address in [ ]")
+            name = f"[{host}]"
+        else:
+            if len(host) > LONGEST_HOST or re.search(r"[\s\0-\x20\x7f]", host):
+                raise ValueError("the name of its host cannot be")
+            name = host.encode("idna").decode("ascii")
+    except UnicodeError:  # a ValueError too, whose text explains a codec
+        raise RefusedError(f"{shown!r} is no address: the name of its host cannot be") from None
+    except ValueError as error:
+        raise RefusedError(f"{shown!r} is no address: {error}") from None
+    if parts.username is not None or parts.password is not None:
+        raise RefusedError(f"no address may have a user or a password: {parts.scheme}://{host}/…")
+    return parts._replace(
+        netloc=name if port is None else f"{name}:{port}",
+        path=quote(parts.path, safe=_SAFE) or "/",
+        query=quote(parts.query, safe=_SAFE),
+        fragment="",
+    )
+
+
+def redirected(address: str, location: str) -> str:
+    """Where a redirect from an address leads, `location` being its header; raises `RefusedError` where nowhere."""
+    # http.client reads the bytes of a header as Latin-1.
+    plain = quote(location.encode("latin-1", "replace"), safe=f"{_SAFE}#[]")
+    try:
+        return parsed(urljoin(address, plain)).geturl()
+    except (RefusedError, ValueError) as error:
+        reason = error if isinstance(error, RefusedError) else f"{plain[:200]!r} is no address: {error}"
+        raise RefusedError(f"redirected, but {reason}") from None
+
+
+_SAFE = "/%?:@!$&'()*+,;=~-._"  # of a path and a query, which may be quoted already
+
+
+def stated_length(headers: http.client.HTTPMessage) -> int | None:
+    """The bytes of a body as the server states them; raises `RefusedError` for a number that cannot be."""
+    length = headers.get("Content-Length", "")
+    if not (length.isascii() and length.isdecimal()):
+        return None
+    if len(length) > 15:
+        raise RefusedError(f"the server states a length of {len(length)} digits")
+    return int(length)
+
+
+class PacedAnswer(http.client.HTTPResponse):
+    """An answer that must come at a bearable pace, with a head that ends; else `SlowError` or `RefusedError`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._paced = _Paced(self.fp.detach())
+        self.fp = io.BufferedReader(self._paced)
+
+    def begin(self) -> None:
+        self._paced.allowed = LARGEST_HEAD
+        super().begin()
+        self._paced.allowed = None
+
+
+class _Paced(io.RawIOBase):
+    """The bytes of a socket, the time of waiting for which is taken."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._waited, self._came = 0.0, -1  # seconds and bytes since the last look; -1 before the first byte
+        self.allowed: int | None = None  # bytes that may still come, where that is limited
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        began = time.monotonic()
+        count = self._raw.readinto(buffer) or 0
+        if self.allowed is not None:
+            self.allowed -= count
+            if self.allowed < 0:
+                raise RefusedError("the head of the server's answer does not end")
+        if self._came < 0:  # it may have had to search first: that is what TIMEOUT is for
+            self._came = 0
+            return count
+        self._waited += time.monotonic() - began  # and none of the time that this program takes
+        self._came += count
+        if self._waited >= TIMEOUT:
+            if self._came < SLOWEST * self._waited:
+                raise SlowError(f"the server sends less than {SLOWEST} bytes a second")
+            self._waited, self._came = 0.0, 0
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+class PlainConnection(http.client.HTTPConnection):
+    """http, paced."""
+
+    response_class = PacedAnswer
+
+
+class SecureConnection(http.client.HTTPSConnection):
+    """https, paced."""
+
+    response_class = PacedAnswer
+
+
+class _Plain(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(PlainConnection, req)
+
+
+class _Secure(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(SecureConnection, req)
 
 
 def _download_from_any(wanted: File, target: Path, progress: Report | None) -> None:
@@ -147,7 +280,7 @@ def _download_from_any(wanted: File, target: Path, progress: Report | None) -> N
     for source in first:
         try:
             return _download(source, target, progress)
-        except (_RefusedError, OSError, http.client.HTTPException) as error:
+        except (RefusedError, OSError, http.client.HTTPException) as error:
             log.warning("cannot download %s from %s: %s; asking a mirror", wanted.name, source.url, _reason(error))
     return _download(last, target, progress)
 
@@ -170,7 +303,7 @@ def _download(wanted: File, target: Path, progress: Report | None) -> None:
             failures += 1
     try:
         _require_published(wanted, part, _beside(target, "sha256"))
-    except _RefusedError:
+    except RefusedError:
         part.unlink()
         raise
     part.replace(target)
@@ -180,20 +313,20 @@ def _receive(wanted: File, part: Path, progress: Report | None) -> None:
     """One request: the rest of `part`, or all of it where the server does not resume."""
     with _ask(wanted.url, part) as response:
         have = _size(part) if response.status == 206 else 0
-        length = response.headers.get("Content-Length", "")
-        total = have + int(length) if length.isdecimal() else wanted.size
+        length = stated_length(response.headers)
+        total = wanted.size if length is None else have + length
         if response.headers.get_content_type() == "text/html":
-            raise _RefusedError("the server answered with a web page (an error, or a log-in page?)")
+            raise RefusedError("the server answered with a web page (an error, or a log-in page?)")
         if wanted.size and total != wanted.size:
-            raise _RefusedError(f"the server's file has {total} bytes, the published one {wanted.size}")
+            raise RefusedError(f"the server's file has {total} bytes, the published one {wanted.size}")
         if total and total - have > shutil.disk_usage(part.parent).free - HEADROOM:
-            raise _RefusedError(f"{part.parent} has no room for {readable_size(total - have)} more")
+            raise RefusedError(f"{part.parent} has no room for {readable_size(total - have)} more")
         with part.open("ab" if have else "wb") as file:
             while chunk := response.read1(CHUNK):
                 have += len(chunk)
                 if have > (total or LARGEST):
                     file.truncate(0)
-                    raise _RefusedError(f"the server sends more than the {total or LARGEST} bytes expected")
+                    raise RefusedError(f"the server sends more than the {total or LARGEST} bytes expected")
                 file.write(chunk)
                 if progress:
                     progress(have, total)
@@ -207,9 +340,10 @@ def _ask(url: str, part: Path) -> http.client.HTTPResponse:
     """The server's answer: 206 with what comes after `part`, or all."""
     have = _size(part)
     resume = {"Range": f"bytes={have}-"} if have else {}
-    request = urllib.request.Request(url, headers={"User-Agent": "boxwright", "Accept-Encoding": "identity", **resume})
+    headers = {"User-Agent": "boxwright", "Accept-Encoding": "identity", **resume}
+    request = urllib.request.Request(parsed(url).geturl(), headers=headers)
     try:
-        answer = urllib.request.build_opener(_SafeRedirects()).open(request, timeout=TIMEOUT)
+        answer = urllib.request.build_opener(_SafeRedirects(), _Plain(), _Secure()).open(request, timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
         if error.code == 416:  # the server's file is shorter than the part
@@ -238,11 +372,11 @@ def _require_published(wanted: File, file: Path, record: Path) -> None:
 def _hash(wanted: File, file: Path, expected: str, by: str) -> str:
     """The SHA-256 of `file`, which must have the size of the wanted one and begin as `expected`."""
     if not (size := _size(file)) or size != (wanted.size or size):
-        raise _RefusedError(f"the file has {size} bytes, {wanted.size or 'more'} are expected")
+        raise RefusedError(f"the file has {size} bytes, {wanted.size or 'more'} are expected")
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(expected.lower()):
-        raise _RefusedError(f"the file's SHA-256 is {found}, the one {by} is {expected}")
+        raise RefusedError(f"the file's SHA-256 is {found}, the one {by} is {expected}")
     return found
 
 
@@ -258,10 +392,25 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        if not (_is_https(newurl) or (_is_loopback(req.full_url) and _is_loopback(newurl))):
+        try:
+            newurl = redirected(req.full_url, newurl)
+            if not (_is_https(newurl) or (_is_loopback(req.full_url) and _is_loopback(newurl))):
+                raise RefusedError(f"redirected to {newurl[:200]}: only https is allowed")
+        except RefusedError:
             fp.close()
-            raise _RefusedError(f"redirected to {newurl}: only https is allowed")
+            raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+    ) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError as error:  # it takes the new address apart unguarded
+            fp.close()
+            raise RefusedError(f"redirected to what is no address: {error}") from None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 @contextlib.contextmanager
@@ -294,16 +443,19 @@ def _reason(error: Exception) -> str:
 
 
 def _is_https(url: str) -> bool:
-    return urlsplit(url).scheme == "https"
+    return parsed(url).scheme == "https"
 
 
 def _is_loopback(url: str) -> bool:
-    parts = urlsplit(url)
+    parts = parsed(url)
     return parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def _file_name(wanted: File) -> str:
-    name = urlsplit(wanted.url).path.rpartition("/")[2]
+    try:
+        name = parsed(wanted.url).path.rpartition("/")[2]
+    except RefusedError as error:
+        raise UserError(f"{wanted.name} cannot be downloaded: {error}") from None
     if not re.fullmatch(r"\w[\w.+-]*", name, re.ASCII):
         way_out = f"; {wanted.way_out}" if wanted.way_out else ""
         raise UserError(f"{wanted.url} does not end in a plain file name{way_out}")

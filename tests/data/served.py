@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Served:
     status: int = 503
     cutting: int = 0  # requests that get half of their bytes
     redirect: str = ""
+    redirects: int = -1  # how many requests are redirected; -1 for all
     asked: list[str] = field(default_factory=list)  # path and range
     connections: int = 0
 
@@ -44,6 +47,50 @@ def served(folder: Path) -> Generator[Served]:
         thread.join()
 
 
+@dataclass
+class Raw:
+    """An answer, byte by byte as it is: a start, then a part `again` times, with a pause before each."""
+
+    start: bytes
+    part: bytes = b""  # none: the start once more
+    again: int = 0
+    pause: float = 0.0  # seconds
+    sent: int = 0  # parts
+    requests: int = 0
+
+
+@contextmanager
+def answering(answer: Raw) -> Generator[str]:
+    """The address of a server that gives this answer to whoever connects."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_RawHandler, answer))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/data"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _RawHandler(StreamRequestHandler):
+    def __init__(self, answer: Raw, *arguments: object) -> None:
+        self.answer = answer
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def handle(self) -> None:
+        while self.rfile.readline().strip():
+            pass  # of the request
+        self.answer.requests += 1
+        with suppress(OSError):  # the client has gone
+            self.wfile.write(self.answer.start)
+            for _ in range(self.answer.again):
+                time.sleep(self.answer.pause)
+                self.wfile.write(self.answer.part or self.answer.start)
+                self.answer.sent += 1
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 10
@@ -63,9 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
         state = self.state
         state.asked.append(f"{self.path} {self.headers.get('Range', '')}".strip())
         path = state.folder / self.path.removeprefix("/data/")
-        if state.redirect:
+        if state.redirect and state.redirects:
+            state.redirects -= 1
             self.send_response(302)
-            self.send_header("Location", state.redirect)
+            self.send_header("Location", state.redirect.encode().decode("latin-1"))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

@@ -82,15 +82,16 @@ def address_layout(address: str) -> Layout:
     folder = cache_folder() / "indices" / hashlib.sha256(base.encode()).hexdigest()[:20]
     splits: dict[SplitName, tuple[Source, ...]] = {}
     for split in SPLITS:
-        data = members.get(f"{base}/{split}.json", LARGEST_INDEX)
-        if data is None:
-            continue
         path = folder / f"{split}.json"
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}")
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            try:
+                if not members.save(f"{base}/{split}.json", temporary, LARGEST_INDEX):
+                    continue
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot write into {folder}: {error.strerror}. Set BOXWRIGHT_CACHE to a folder") from None
         splits[split] = (Source(None, path, format="shards", address=base),)

@@ -15,18 +15,31 @@ import threading
 import time
 import weakref
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from boxwright.data.feeding import ReadingError
-from boxwright.download import File, cache_folder, fetch
+from boxwright.download import (
+    TIMEOUT,
+    File,
+    PlainConnection,
+    RefusedError,
+    SecureConnection,
+    SlowError,
+    cache_folder,
+    fetch,
+    parsed,
+    redirected,
+    stated_length,
+)
 from boxwright.types import Member, Shard, UserError
 
-TIMEOUT = 30  # seconds without a byte
 PAUSES = (0.5, 1.0, 2.0)  # seconds before each further try
 REDIRECTS = 3
+CHUNK = 1 << 18  # bytes
 
 
 class DamagedError(Exception):
@@ -51,23 +64,31 @@ def is_address(text: str) -> bool:
 
 def require_allowed(address: str) -> None:
     """Raise `UserError` for an address that is not safe to read from."""
-    try:
+    with suppress(ValueError):
         parts = urlsplit(address)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise UserError(f"{address[:200]} is no address: {error}") from None
-    if not host or any(ord(letter) <= 32 for letter in address):
+        if parts.username or parts.password or parts.query or parts.fragment:
+            end = "ends in a path, without user, password, ? or #"
+            raise UserError(f"an address of data {end}: {parts.scheme}://{(parts.hostname or '')[:200]}/…")
+    if any(ord(letter) <= 32 for letter in address):
         raise UserError(f"{address[:200]!r} is no address")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(f"an address of data ends in a path, without user, password, ? or #: {parts.scheme}://{host}/…")
+    try:
+        parts = parsed(address)
+    except RefusedError as error:
+        raise UserError(str(error)) from None
+    if not parts.hostname:
+        raise UserError(f"{address[:200]!r} is no address")
     if not _is_safe(parts):
         raise UserError(f"{address}: only https is allowed, and http on this machine")
 
 
-def get(address: str, largest: int) -> bytes | None:
-    """A whole small file, at most `largest` bytes; None where the server has no such file. Raises `ReadingError`."""
-    status, data = _ask(address, {}, largest)
-    return data if status == 200 else None
+def save(address: str, path: Path, largest: int) -> bool:
+    """Write a whole file of at most `largest` bytes, piece by piece; False where the server has no such file.
+
+    Raises `ReadingError` where the server does not give it, `UserError` where the disk does not take it; then, and
+    where there is no such file, what is at `path` is no whole file.
+    """
+    status, _ = _ask(address, {}, largest, path)
+    return status == 200
 
 
 # --- on the disk
@@ -121,7 +142,7 @@ class _Connection:
     """A connection that is closed with the thread or the process that it belongs to."""
 
     def __init__(self, parts: SplitResult) -> None:
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        kind = SecureConnection if parts.scheme == "https" else PlainConnection
         self.http = kind(parts.netloc, timeout=TIMEOUT)
         _open.add(self)
 
@@ -129,7 +150,8 @@ class _Connection:
         self.http.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "http"):  # else it was never made
+            self.close()
 
 
 _open = weakref.WeakSet[_Connection]()
@@ -164,18 +186,17 @@ class _Here(threading.local):
 _here = _Here()
 
 
-class _RefusedError(Exception):
-    """What another try would not mend."""
+def _ask(address: str, headers: dict[str, str], largest: int, path: Path | None = None) -> tuple[int, bytes]:
+    """Status 200, 206 or 404 and the body, of 206 alone where a range is asked for; tried again where that may help.
 
-
-def _ask(address: str, headers: dict[str, str], largest: int) -> tuple[int, bytes]:
-    """Status 200, 206 or 404 and the body, of 206 alone where a range is asked for; tried again where that may help."""
+    With a `path` the body goes there.
+    """
     reason = ""
     for pause in (0.0, *PAUSES):
         time.sleep(pause)
         try:
-            return _ask_once(address, headers, largest)
-        except _RefusedError as error:
+            return _ask_once(address, headers, largest, path)
+        except (RefusedError, SlowError) as error:
             reason = str(error)
             break
         except (OSError, http.client.HTTPException) as error:
@@ -189,9 +210,9 @@ def _ask(address: str, headers: dict[str, str], largest: int) -> tuple[int, byte
     )
 
 
-def _ask_once(address: str, headers: dict[str, str], largest: int) -> tuple[int, bytes]:
+def _ask_once(address: str, headers: dict[str, str], largest: int, path: Path | None) -> tuple[int, bytes]:
     for _ in range(REDIRECTS + 1):
-        parts = urlsplit(address)
+        parts = parsed(address)
         connection = _here.connection(parts)
         keep = False
         try:
@@ -203,39 +224,93 @@ def _ask_once(address: str, headers: dict[str, str], largest: int) -> tuple[int,
             answer = connection.getresponse()
             status = answer.status
             if status in (301, 302, 303, 307, 308):
-                target = urljoin(address, answer.headers.get("Location", ""))
-                if not _may_follow(parts, urlsplit(target)):
-                    raise _RefusedError(f"redirected to {target[:200]}: only https is allowed")
+                target = redirected(address, answer.headers.get("Location", ""))
+                if not _may_follow(parts, parsed(target)):
+                    raise RefusedError(f"redirected to {target[:200]}: only https is allowed")
                 address = target
                 continue
             if status == 404 or (status == 200 and headers):
                 return status, b""
             if status not in (200, 206):
-                kind = ConnectionError if status in (408, 425, 429) or status >= 500 else _RefusedError
+                kind = ConnectionError if status in (408, 425, 429) or status >= 500 else RefusedError
                 raise kind(f"the server answers {status} {answer.reason}")
-            data = _body(answer, headers, largest)
+            data = _range(answer, headers["Range"], largest) if headers else _all(answer, largest, path)
             keep = not answer.will_close
             return status, data
         finally:
             if not keep:
                 _here.drop(parts)
-    raise _RefusedError(f"redirected more than {REDIRECTS} times")
+    raise RefusedError(f"redirected more than {REDIRECTS} times")
 
 
-def _body(answer: http.client.HTTPResponse, headers: dict[str, str], largest: int) -> bytes:
-    """All of an answer; of a range, exactly what was asked for."""
-    data = answer.read(largest + 1)
-    if wanted := headers.get("Range", "").removeprefix("bytes="):
-        if not answer.headers.get("Content-Range", "").startswith(f"bytes {wanted}/") or len(data) != largest:
-            raise ConnectionError("the server sent another range than was asked for")
+def _range(answer: http.client.HTTPResponse, wanted: str, length: int) -> bytes:
+    """Exactly the bytes that were asked for."""
+    span = wanted.removeprefix("bytes=")
+    if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {span}/"):
+        raise ConnectionError("the server sent another range than was asked for")
+    data = bytearray()
+    if _received(answer, length, data.extend) != length:
+        raise ConnectionError("the server sent another range than was asked for")
+    return bytes(data)
+
+
+def _all(answer: http.client.HTTPResponse, largest: int, path: Path | None) -> bytes:
+    """All of an answer, which goes to `path` where there is one."""
+    length = stated_length(answer.headers)
+    if (length or 0) > largest:
+        raise RefusedError(f"it has {length} bytes, more than the {largest} that are read")
+    data = bytearray()
+    if path is None:
+        count = _received(answer, largest, data.extend)
+    else:
+        with _Written(path) as file:
+            count = _received(answer, largest, file.add)
+    if count > largest:
+        raise RefusedError(f"it has more than the {largest} bytes that are read")
+    if length is not None and length != count:
+        raise ConnectionError(f"the connection closed after {count} of {length} bytes")
+    return bytes(data)
+
+
+def _received(answer: http.client.HTTPResponse, largest: int, take: Callable[[bytes], object]) -> int:
+    """How many bytes came and were taken, no more than one piece beyond `largest`."""
+    count = 0
+    while count <= largest and (piece := answer.read1(CHUNK)):
+        count += len(piece)
+        take(piece)
+    if count <= largest and not answer.length:
         answer.read()  # nothing more: then the connection can be used again
-        return data
-    if len(data) > largest:
-        raise _RefusedError(f"it has more than {largest} bytes")
-    length = answer.headers.get("Content-Length", "")
-    if length.isdecimal() and int(length) != len(data):
-        raise ConnectionError(f"the connection closed after {len(data)} of {length} bytes")
-    return data
+    return count
+
+
+class _Written:
+    """A file that is written anew; that the disk does not take it is not the server's fault."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise self._refusal(error) from None
+
+    def __enter__(self) -> _Written:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._refusal(error) from None
+
+    def add(self, piece: bytes) -> None:
+        try:
+            self._file.write(piece)
+        except OSError as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: OSError) -> UserError:
+        folder = self._path.parent
+        return UserError(f"cannot write into {folder}: {error.strerror}. Set BOXWRIGHT_CACHE to a folder with room")
 
 
 def _is_safe(parts: SplitResult) -> bool:

@@ -12,7 +12,6 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 from boxwright.data.check.finding import Finding, Picture
-from boxwright.data.feeding import ReadingError
 from boxwright.data.images import ImageError, decode
 from boxwright.data.placing import Say
 from boxwright.progress import Progress
@@ -36,7 +35,10 @@ class _Look(NamedTuple):
 
 
 def look_at_pixels(pictures: Mapping[Picture, Sequence[str]], *, workers: int, say: Say) -> Pixels:
-    """Decode every picture; `pictures` has the splits of each. `workers` 0 does it in this process."""
+    """Decode every picture; `pictures` has the splits of each. `workers` 0 does it in this process.
+
+    Raises `ReadingError` at the first picture that a server does not give: the next ones would fail alike.
+    """
     progress = Progress("decoded", len(pictures), say)
     findings: list[Finding] = []
     alike: defaultdict[bytes, list[Picture]] = defaultdict(list)
@@ -65,11 +67,14 @@ def _looks(paths: Sequence[Picture], workers: int) -> Iterator[tuple[Picture, _L
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start) as pool:
         chunks = (paths[at : at + _CHUNK] for at in range(0, len(paths), _CHUNK))
         waiting = [(chunk, pool.submit(_look_at, chunk)) for chunk in islice(chunks, 4 * workers)]
-        while waiting:  # in order, and never more than a few results in memory
-            chunk, result = waiting.pop(0)
-            looks = result.result()
-            waiting += [(following, pool.submit(_look_at, following)) for following in islice(chunks, 1)]
-            yield from zip(chunk, looks, strict=True)
+        try:
+            while waiting:  # in order, and never more than a few results in memory
+                chunk, result = waiting.pop(0)
+                looks = result.result()
+                waiting += [(following, pool.submit(_look_at, following)) for following in islice(chunks, 1)]
+                yield from zip(chunk, looks, strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure, not what else was given out
 
 
 def _start() -> None:
@@ -86,8 +91,8 @@ def _look_at(paths: Iterable[Picture]) -> list[_Look]:
 def _look(path: Picture) -> _Look:
     try:
         image = decode(path)
-    except (ImageError, ReadingError) as error:
-        return _Look(b"", None, getattr(error, "reason", str(error)))
+    except ImageError as error:
+        return _Look(b"", None, error.reason)
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(image.data)
     first = image[0, 0]

@@ -42,7 +42,7 @@ from boxwright.types import Member, Shard, Size, UserError
 
 KEY = "boxwright_shards"
 VERSION = 1
-LARGEST_INDEX = 1 << 32  # bytes
+LARGEST_INDEX = 10**9  # bytes, of some ten million pictures
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")  # no path leads out of the folder
 _DIGEST = re.compile("[0-9a-f]{64}")
 MARKS = ("difficult", "truncated", "crowd", "occluded")  # of the bits 1, 2, 4, 8
