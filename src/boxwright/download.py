@@ -231,10 +231,10 @@ class _Paced(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         began = time.monotonic()
         count = self._raw.readinto(buffer) or 0
-        if self.allowed is not None:
-            self.allowed -= count
-            if self.allowed < 0:
+        if (allowed := self.allowed) is not None:
+            if count > allowed:
                 raise RefusedError("the head of the server's answer does not end")
+            self.allowed = allowed - count
         if self._came < 0:  # it may have had to search first: that is what TIMEOUT is for
             self._came = 0
             return count
