@@ -16,7 +16,6 @@ from boxwright.data.check.headers import notes_of
 from boxwright.data.check.objects import class_findings, object_findings
 from boxwright.data.check.pixels import look_at_pixels
 from boxwright.data.dataset import Dataset, Split, open_dataset
-from boxwright.data.feeding import ReadingError
 from boxwright.data.formats.base import Item
 from boxwright.data.images import ImageError, read_bytes, read_header
 from boxwright.data.layout import SplitName
@@ -181,7 +180,7 @@ def _files(
             header = read_header(source)
             with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
                 notes = notes_of(file, header.format, Path(item.image).suffix, header.orientation)
-        except (ImageError, ReadingError, OSError) as error:
+        except (ImageError, OSError) as error:
             seen.unreadable.add(item.image)
             if not isinstance(item.image, Path):  # of a picture in a shard, reading took the index's word
                 reason, training = getattr(error, "reason", str(error)), "leaves the picture out"
