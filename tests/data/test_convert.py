@@ -595,7 +595,49 @@ def test_a_partial_folder_of_something_else_is_left_alone(source: Path, tmp_path
 def test_a_full_disk_is_told_before_it_is_full(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
     assert "no room" in refusal(source, tmp_path / "made", "voc")
-    assert not (tmp_path / "made").exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "source"]
+    with monkeypatch.context() as patch:  # the annotations have room, and then the copies of the pictures have none
+        patch.setattr(module, "require_room", lambda *_: None)
+        for folder in ("made", "new/made"):
+            assert "no room" in refusal(source, tmp_path / folder, "voc", copy=True)
+            assert list(tmp_path.iterdir()) == [tmp_path / "source"]
+        (tmp_path / "made.partial" / "train").mkdir(parents=True)  # not of this call
+        assert "no room" in refusal(source, tmp_path / "made", "voc", copy=True)
+        assert list((tmp_path / "made.partial").rglob("*")) == [tmp_path / "made.partial" / "train"]
+
+
+def test_a_source_that_the_folder_would_grow_in_stays_as_it_is(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    converted(source, tmp_path / "s.partial", "voc")
+    source.parent.rename(tmp_path / "t.partial")
+    before = sorted(tmp_path.rglob("*"))
+    for data, folder in (("s.partial", "s"), ("s.partial/data.yaml", "s"), ("t.partial/source.yaml", "t")):
+        words = ["data", "convert", str(tmp_path / data), str(tmp_path / folder), "--to", "yolo"]
+        assert main([*words, "--difficult", "drop"]) == 2
+        assert "where the source is" in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_partial_folder_of_something_else_gets_no_folders(source: Path, tmp_path: Path) -> None:
+    converted(source, tmp_path / "made.partial", "voc")
+    before = sorted(tmp_path.rglob("*"))
+    assert "another conversion" in refusal(source, tmp_path / "made", "yolo")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("mark", [False, True])
+def test_a_name_that_no_cell_holds_is_refused_for_csv_alone(tmp_path: Path, *, mark: bool) -> None:
+    (tmp_path / "source").mkdir()
+    long = "x" * 300_000
+    things: list[Thing] = [("cat" if mark else long, (1, 1, 9, 9), {"pose": long} if mark else {})]
+    splits: dict[str, Pictures] = {name: {f"{name}.png": ((20, 20), things)} for name in ("train", "val")}
+    source = write_source(tmp_path / "source", splits, ["cat" if mark else long])
+    said = refusal(source, tmp_path / "made", "csv")
+    assert "has 300,000 letters; a cell of a CSV holds 131,072" in said
+    assert len(said) < 400
+    assert list(tmp_path.iterdir()) == [tmp_path / "source"]
+    assert_same(open_dataset(converted(source, tmp_path / "made", "coco").data), open_dataset(source))
 
 
 KILLED = """

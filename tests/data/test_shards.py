@@ -28,6 +28,7 @@ from boxwright.data.dataset import open_dataset
 from boxwright.data.feeding import ReadingError
 from boxwright.data.images import ImageError, decode, read_bytes
 from boxwright.data.loader import ordered_batches, training_batches
+from boxwright.data.placing import BEGUN
 from boxwright.data.synth import synthesize
 from boxwright.data.transforms import Fit, random_flip
 from boxwright.inference.predictor import Predictor
@@ -227,6 +228,71 @@ def test_nothing_of_others_is_removed(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"thesis\.txt"):
         verbs.shard(source, tmp_path / "other")
     assert (tmp_path / "other.partial" / "thesis.txt").read_text() == "x"
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, None being a folder."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_the_source_is_never_where_the_shards_grow(
+    source: Path, sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What grows is begun anew: shards that are read from there would be removed first."""
+    shutil.copytree(sharded, tmp_path / "d.partial")
+    shutil.copytree(source.parent, tmp_path / "e.partial" / "inner")
+    shutil.copytree(source.parent, tmp_path / "files")
+    (tmp_path / "f.partial").symlink_to(tmp_path / "files")
+    before = tree(tmp_path)
+    for data, folder in (
+        ("d.partial", "d"),
+        ("e.partial/inner", "e"),
+        ("e.partial/inner/data.yaml", "e"),
+        ("files", "f"),
+        ("files", "files/shards"),
+        ("files", "files/train/images/shards"),
+        ("files/data.yaml", "files/train/shards"),
+    ):
+        assert main(["data", "shard", str(tmp_path / data), str(tmp_path / folder)]) == 2
+        said = capsys.readouterr().err
+        assert "the source" in said
+        assert tree(tmp_path) == before
+        assert not (tmp_path / folder).exists()
+
+
+def test_pictures_behind_links_are_not_removed_either(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source.parent, tmp_path / "files")
+    image = tmp_path / "files" / "train" / "images" / "train_00000.jpg"
+    (tmp_path / "d.partial").mkdir()
+    image.replace(tmp_path / "d.partial" / "train.json")
+    image.symlink_to(tmp_path / "d.partial" / "train.json")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="where the source is"):
+        verbs.shard(tmp_path / "files", tmp_path / "d")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "names", [["a.json", "thesis.txt"], ["train-000000.tar"], ["train.json"], [BEGUN, "a.json"], [BEGUN, "val.tar"]]
+)
+def test_only_what_an_earlier_call_left_is_removed(names: list[str], source: Path, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / "out.partial").mkdir(exist_ok=True)
+        (tmp_path / "out.partial" / name).write_text("years of work")
+    with pytest.raises(UserError, match="no call that was cut off"):
+        verbs.shard(source, tmp_path / "out")
+    assert files_of(tmp_path / "out.partial") == dict.fromkeys(names, b"years of work")
+
+
+def test_without_room_nothing_is_left(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
+    with pytest.raises(UserError, match="no room"):
+        verbs.shard(source, tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "out.partial").mkdir()  # another's, if empty
+    with pytest.raises(UserError, match="no room"):
+        verbs.shard(source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.partial"]
 
 
 def test_the_command_prints_what_it_wrote(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ read again, and what it says is compared with what was to be written.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import sys
@@ -40,11 +41,11 @@ from boxwright.data.placing import (
     files_in,
     fill,
     give_name,
+    growing,
     make_folders,
-    partial_of,
+    require_outside,
     require_room,
 )
-from boxwright.folders import held
 from boxwright.types import Fault, Member, Record, UserError
 
 Difficult = Literal["keep", "drop"]
@@ -99,8 +100,8 @@ def convert_dataset(
         say(note)
     records: Records = {name: split.records for name, split in read.items()}
     faults = tuple(dict.fromkeys(fault for split in read.values() for fault in split.faults))
-    _require_outside(folder, dataset, records)
-    _require_names(dataset)
+    require_outside(folder, dataset, records.values())
+    _require_names(dataset, records, to)
     _tell(faults, say)
     records, lost = _without_marks(records, writer, title, difficult)
     if dataset.unread:
@@ -111,12 +112,13 @@ def convert_dataset(
     named: Everything = {name: picture_names(those, writer, title) for name, those in records.items()}
     renamed = _tell_renamed(records, named, title, say)
 
-    partial = partial_of(folder)
-    make_folders(partial, [writer.pictures.format(writer.split(name)) for name in chosen])
-    with held(partial):
-        _begin(partial, _description(dataset, writer, title, named))
-        pictures = _pieces(named, writer)
+    with growing(folder, ("data.yaml", "data.yaml.part")) as partial:
+        text = _description(dataset, writer, title, named)
+        _require_own(partial, text)
         _make_room(partial, named)
+        _begin(partial, text)
+        pictures = _pieces(named, writer)
+        make_folders(partial, [writer.pictures.format(writer.split(name)) for name in chosen])
         make_folders(partial, {str(Path(piece.target).parent) for piece in pictures})
         linked, written = fill(partial, pictures, copy=copy, say=say)
         targets = {"data.yaml", *(piece.target for piece in pictures)}
@@ -175,21 +177,20 @@ def _chosen(dataset: Dataset, splits: Sequence[SplitName], say: Say) -> list[Spl
     return list(dataset.splits)
 
 
-def _require_outside(folder: Path, dataset: Dataset, records: Records) -> None:
-    """Raise `UserError` where the new folder would lie among the pictures or annotations of the source."""
-    sources = [source for those in dataset.layout.splits.values() for source in those]
-    places = {dataset.path, *(source.annotations for source in sources)}
-    places |= {source.images for source in sources if source.images}
-    places |= {Path(record.image).parent for those in records.values() for record in those}
-    target = Path(os.path.realpath(folder))
-    for place in sorted(places):
-        if place.is_dir() and target.is_relative_to(Path(os.path.realpath(place))):
-            raise UserError(f"{folder} is inside the source, {place}. Choose a folder outside it")
-
-
-def _require_names(dataset: Dataset) -> None:
+def _require_names(dataset: Dataset, records: Records, to: FormatName) -> None:
     if BACKGROUND in dataset.classes:
         raise UserError(f"{dataset.path}: a class is called {BACKGROUND}, which stands for none. Give it another name")
+    if to != "csv":
+        return
+    names = dict.fromkeys(("a class", name) for name in dataset.classes)
+    names |= dict.fromkeys(("a pose", str(pose)) for those in records.values() for one in those for pose in one.pose)
+    longest = csv.field_size_limit()  # what is longer is written, and not read again
+    for what, name in names:
+        if len(name) > longest:
+            raise UserError(
+                f"{dataset.path}: the name of {what}, {_printable(name[:40])}..., has {len(name):,} letters; a cell of "
+                f"a CSV holds {longest:,}. Give it a shorter name, or choose another format"
+            )
 
 
 def _tell(faults: Sequence[Fault], say: Say) -> None:
@@ -278,8 +279,8 @@ def _printable(text: str) -> str:
     return "".join("?" if unicodedata.category(letter)[0] in "CZ" and letter != " " else letter for letter in text)
 
 
-def _begin(partial: Path, text: str) -> None:
-    """Write data.yaml, the first file of all; refuse a folder that was begun with something else."""
+def _require_own(partial: Path, text: str) -> None:
+    """Raise `UserError` where a folder was begun with something else than this data.yaml."""
     there = {inside for inside, _ in files_in(partial)} - {"data.yaml.part"}
     try:
         said = (partial / "data.yaml").read_text(encoding="utf-8", errors="replace") if there else text
@@ -289,6 +290,10 @@ def _begin(partial: Path, text: str) -> None:
         raise UserError(
             f"{partial} holds something else, or another conversion. Delete it, or choose another folder for the result"
         )
+
+
+def _begin(partial: Path, text: str) -> None:
+    """Write data.yaml, the first file of all."""
     (partial / "data.yaml.part").write_text(text, encoding="utf-8", newline="\n")
     (partial / "data.yaml.part").replace(partial / "data.yaml")
 

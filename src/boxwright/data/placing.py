@@ -10,19 +10,24 @@ import os
 import shutil
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from boxwright.download import HEADROOM, readable_size
+from boxwright.folders import held
 from boxwright.progress import Progress
-from boxwright.types import UserError
+from boxwright.types import Record, UserError
+
+if TYPE_CHECKING:
+    from boxwright.data.dataset import Dataset
 
 Say = Callable[[str], None]
 
 LARGEST = 32 << 20  # bytes that `File.read` takes at once
 BLOCK = 4096  # bytes that a file takes at least on common file systems
+BEGUN = "begun-by-boxwright.txt"  # lies in a folder that grows, where nothing else shows whose it is
 LINKED = "{:,} files are hard links: what is changed in one folder changes in the other (--copy makes copies)"
 
 
@@ -90,6 +95,68 @@ def absolute(path: Path) -> Path:
     if not found.name:
         raise UserError(f"{path} is no folder that can be used")
     return found
+
+
+def require_outside(folder: Path, dataset: Dataset, records: Iterable[Sequence[Record]]) -> None:
+    """Raise `UserError` where the new folder, or what it grows as, would lie in the source or the source in it."""
+    sources = [source for those in dataset.layout.splits.values() for source in those]
+    places = {dataset.path, *(source.annotations for source in sources)}
+    places |= {source.images for source in sources if source.images}
+    images = [Path(record.image) for those in records for record in those]
+    places |= {image.parent for image in images}
+    for place in sorted(places):
+        if place.is_dir() and is_inside(folder, place):
+            raise UserError(f"{folder} is inside the source, {place}. Choose a folder outside it")
+    partial = partial_of(folder)
+    # Only what a link leads to: the folder around that is not of the source, and may have the new one in it.
+    behind = {Path(os.path.realpath(image)) for image in images if image.is_symlink()}
+    for place in [*sorted(places), *sorted(behind)]:
+        if is_inside(place, partial) or (place.is_dir() and is_inside(partial, place)):
+            raise UserError(f"{folder} would grow as {partial}, where the source is: {place}. Choose another folder")
+        if is_inside(place, folder):
+            raise UserError(f"the source, {place}, is inside {folder}. Choose another folder")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is `folder` or below it, by whatever links and in whatever letters it is named."""
+    path, folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if path.is_relative_to(folder):
+        return True
+    return folder.exists() and any(above.exists() and above.samefile(folder) for above in (path, *path.parents))
+
+
+@contextmanager
+def growing(folder: Path, own: Collection[str]) -> Generator[Path]:
+    """The folder that `folder` grows as, made and held; whose it is has to be asked before anything is put there.
+
+    Where a `UserError` comes before this call has put anything there but the files `own`, all that it made is gone.
+    """
+    partial = partial_of(folder)
+    made = [place for place in (partial, *partial.parents) if not place.exists()]
+    try:
+        make_folders(partial, ())
+    except UserError:
+        _remove_folders(made)
+        raise
+    with held(partial):
+        before = set(partial.rglob("*"))
+        try:
+            yield partial
+        except UserError:
+            new = set(partial.rglob("*")) - before
+            files = [path for path in new if path.is_symlink() or not path.is_dir()]
+            if {path.relative_to(partial).as_posix() for path in files} <= set(own):
+                for path in files:
+                    path.unlink()
+                _remove_folders([*sorted(new - set(files), reverse=True), *made])
+            raise
+
+
+def _remove_folders(folders: Iterable[Path]) -> None:
+    """Remove those that are empty, the deepest being first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def make_folders(partial: Path, inside: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +22,8 @@ import numpy as np
 from boxwright.data.dataset import Dataset
 from boxwright.data.formats.shards import KEY, MARKS, VERSION
 from boxwright.data.images import ImageError, read_bytes, read_header
-from boxwright.data.placing import destination, give_name, make_folders, partial_of, require_room
-from boxwright.folders import commit, held
+from boxwright.data.placing import BEGUN, destination, give_name, growing, require_outside, require_room
+from boxwright.folders import commit
 from boxwright.progress import Progress
 from boxwright.types import Member, Record, UserError
 
@@ -46,32 +47,49 @@ def shard(dataset: Dataset, folder: Path, *, size: int, tolerance: dict[str, Any
     """Write all splits of a dataset into a new folder, in shards of about `size` bytes; `tolerance` is `read`'s.
 
     The folder grows as FOLDER.partial and gets its name when it is whole; what a call that was cut off has left there
-    is written anew. Raises `UserError` where the folder holds something, or there is no room.
+    is written anew. Raises `UserError` where the folder holds something, the source would be in it or it in the source,
+    or there is no room; nothing has changed then.
     """
     folder = destination(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: shards are written into a new folder. Choose another, or remove it")
     splits = {name: dataset.read(name, **tolerance).records for name in dataset.splits}
-    partial = partial_of(folder)
-    make_folders(partial, ())
-    with held(partial):
+    require_outside(folder, dataset, splits.values())
+    with growing(folder, (BEGUN,)) as partial:
         _clear(partial)
         require_room(partial, sum(_length(record) + 4 * _BLOCK for records in splits.values() for record in records))
+        (partial / BEGUN).write_text(
+            "boxwright data shard writes here, and removes its own files when it begins anew.\n"
+        )
         written, total = 0, 0
         for name, records in splits.items():
             shards = _write(partial, name, records, dataset.classes, size, say)
             written += len(shards)
             total += sum(entry["size"] for entry in shards)
         give_name(partial, folder)
+        (
+            folder / BEGUN
+        ).unlink()  # last, so that a call that is cut off before leaves what a later one knows as its own
     return Sharded(folder, {name: len(records) for name, records in splits.items()}, written, total)
 
 
+_OURS = re.compile(r"(train|val|test)(-\d{6,}\.tar|\.json)(\.part)?", re.ASCII)
+
+
 def _clear(partial: Path) -> None:
-    """Remove what an earlier call left; nothing else, whoever put it there."""
-    for path in sorted(partial.iterdir()):
-        if not path.is_file() or path.suffix not in (".tar", ".json", ".part"):
-            raise UserError(f"{partial} holds {path.name}, which no shards of ours do. Move it away, and run again")
-        path.unlink()
+    """Remove what an earlier call left, which says so by `BEGUN`; where anything is another's, nothing is removed."""
+    there = sorted(partial.iterdir())
+    begun = any(path.name == BEGUN for path in there)
+    for path in there:
+        ours = begun and (path.name == BEGUN or _OURS.fullmatch(path.name))
+        if not ours or path.is_symlink() or not path.is_file():
+            raise UserError(
+                f"{partial} holds {path.name}, which no call that was cut off has left there. "
+                "Move it away, or choose another folder"
+            )
+    for path in there:
+        if path.name != BEGUN:
+            path.unlink()
 
 
 def _length(record: Record) -> int:
