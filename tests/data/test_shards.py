@@ -251,7 +251,7 @@ def test_the_source_is_never_where_the_shards_grow(
         ("files", "f"),
         ("files", "files/shards"),
         ("files", "files/train/images/shards"),
-        ("files/data.yaml", "files/train/shards"),
+        ("files/data.yaml", "files/train/images/shards"),
     ):
         assert main(["data", "shard", str(tmp_path / data), str(tmp_path / folder)]) == 2
         said = capsys.readouterr().err
