@@ -37,6 +37,7 @@ def demo(*, folder: Path = Path("outputs/demo"), seed: int = 0, json: Json = Fal
     _say(_table(made.evaluated.scores))
     _say(f"pictures with boxes   {made.predicted.folder}/*.jpg  clip.mp4")
     _say(f"graphs                {made.trained.folder}/plots/map.png  loss.png")
+    _say(f"all on one page       {made.trained.folder}/report.html")
     _say(f"what it trained on    {made.trained.folder}/previews/first_batch.jpg")
     _say(f"weights               {made.trained.folder}/best_model.safetensors")
     _say("")
