@@ -326,6 +326,13 @@ def test_a_partial_folder_that_is_not_ours_is_left_alone(devkit: Path, tmp_path:
     assert (tmp_path / "made.partial" / "thesis.txt").read_bytes() == b"years of work"
 
 
+def test_pictures_of_others_that_are_called_like_ours_are_left_alone(devkit: Path, tmp_path: Path) -> None:
+    put(tmp_path / "made.partial" / "train/images/mine.jpg", b"years of work")
+    before = sorted(tmp_path.rglob("*"))
+    assert "mine.jpg" in refusal(lambda: prepare_voc(tmp_path / "made", root=devkit))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no lock on folders")
 def test_two_calls_do_not_work_in_one_folder(devkit: Path, tmp_path: Path) -> None:
     (tmp_path / "made.partial").mkdir()

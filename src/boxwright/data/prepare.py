@@ -25,6 +25,7 @@ import yaml
 
 from boxwright.data.formats.voc import CLASSES
 from boxwright.data.placing import (
+    BEGUN,
     LARGEST,
     LINKED,
     File,
@@ -37,13 +38,12 @@ from boxwright.data.placing import (
     files_in,
     fill,
     give_name,
+    growing,
     make_folders,
-    partial_of,
     require_room,
 )
 from boxwright.download import File as Download
 from boxwright.download import cache_folder, check, fetch, told
-from boxwright.folders import held
 from boxwright.types import UserError
 
 TERMS = "photos under Flickr's terms of use"
@@ -127,7 +127,6 @@ def prepare_voc(
     if found := _prepared(folder, chosen):
         say(f"{folder} is there already, and whole")
         return found
-    partial = partial_of(folder)
     with ExitStack() as opened:
         if root:
             sources = _in_devkit(absolute(root), chosen)
@@ -135,15 +134,17 @@ def prepare_voc(
             paths = _local(absolute(archives), chosen, say) if archives else _downloaded(folder, chosen, say)
             sources = {year_list: _in_tar(path, year_list.year, opened) for year_list, path in paths.items()}
         pieces = _plan(chosen, sources, say)
-        make_folders(partial, [f"{split}/{kind}" for split in SPLITS for kind in _SUFFIXES])
-        opened.enter_context(held(partial))
+        partial = opened.enter_context(growing(folder, (BEGUN,)))
         _sweep(partial, {piece.target for piece in pieces})
+        (partial / BEGUN).write_text("boxwright data prepare-voc writes here, and removes what it has no use for.\n")
+        make_folders(partial, [f"{split}/{kind}" for split in SPLITS for kind in _SUFFIXES])
         linked, written = fill(partial, pieces, copy=copy, say=say)
         counts = {split: sum(p.target.startswith(f"{split}/images/") for p in pieces) for split in SPLITS}
         (partial / "data.yaml").write_text(_data_yaml(chosen, counts), encoding="utf-8", newline="\n")
         if written and sys.platform != "win32":
             os.sync()  # one call: fsync of tens of thousands of files would take minutes
         give_name(partial, folder)
+        (folder / BEGUN).unlink()  # last, so that a call that is cut off before leaves what a later one knows
     if linked:
         say(LINKED.format(linked))
     if not root and not archives:
@@ -390,13 +391,24 @@ _OURS = re.compile(
 def _sweep(partial: Path, targets: set[str]) -> None:
     """Take away what another choice of lists, or a call that was cut off, has left; refuse what is not ours."""
     left: list[Path] = []
+    begun = (partial / BEGUN).is_file() or _said_by_us(partial / "data.yaml")
     for inside, path in files_in(partial):
-        if not _OURS.fullmatch(inside):
+        if inside == BEGUN:
+            continue
+        if not begun or not _OURS.fullmatch(inside):
             raise UserError(f"{partial} holds {inside}, which is not from here. Delete {partial}, or move it away")
         if inside not in targets:
             left.append(path)
     for path in left:
         path.unlink()
+
+
+def _said_by_us(path: Path) -> bool:
+    """Whether a data.yaml is one of ours: its folder was whole."""
+    try:
+        return len(_SAID.findall(path.read_text(encoding="utf-8", errors="replace"))) == len(SPLITS)
+    except OSError:
+        return False
 
 
 # --- what a whole folder says of itself
