@@ -147,7 +147,8 @@ def evaluate(
     done = verbs.evaluate(
         weights, data, truth=truth, detections=detections, boxes=boxes, split=split, iou=iou or (0.5, 0.75),
         intervals=intervals, seed=seed, skip_bad=skip_bad, ignore_unknown=ignore_unknown, imgsz=imgsz,
-        square_img=square_img, batch=batch, workers=workers, device=device, name=name, project_dir=project_dir, plugin=plugin or (), say=_say,
+        square_img=square_img, batch=batch, workers=workers, device=device, name=name,
+        project_dir=project_dir, plugin=plugin or (), say=_say,
     )  # fmt: skip
     from boxwright.evaluation.printed import tables
 

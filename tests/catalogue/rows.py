@@ -349,7 +349,7 @@ def junk(dataset: Dataset) -> None:
 
 
 def foreign_cache(dataset: Dataset) -> None:
-    payload = b"cos\nsystem\n(S'touch /tmp/boxwright-was-here'\ntR."  # a pickle
+    payload = b"cos\nsystem\n(S'touch boxwright-was-here'\ntR."  # a pickle
     for place in (dataset.root / "train" / "labels.cache", dataset.labels / "x.npy", dataset.images / "x.pkl"):
         place.write_bytes(payload)
     (dataset.root / "train.cache").write_bytes(gzip.compress(payload))

@@ -139,8 +139,13 @@ def _mend_voc(dataset: Dataset, folder: Path, *, copy: bool, say: Say) -> Mended
         if not those:
             raise UserError(f"{dataset.path}: nothing of {name!r} can be mended, so no copy is written")
     partial = partial_of(folder)
-    if partial.exists():
-        raise UserError(f"{partial} is there, of a call that was cut off. Delete it, and run again")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()  # of two calls at once one makes it
+    except FileExistsError:
+        raise UserError(f"{partial} is there, of a call that was cut off. Delete it, and run again") from None
+    except OSError as error:
+        raise UserError(f"cannot write {partial}: {error.strerror}. Choose another folder") from None
     make_folders(partial, [f"{_split(name)}/{inside}" for name in pieces for inside in ("images", "labels")])
     try:
         with held(partial):
