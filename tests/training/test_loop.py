@@ -217,7 +217,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, maps: Iterable[float]) -> list[dic
 
     def evaluate(predictor: Any, records: Sequence[Record], *_: Any) -> tuple[Any, ...]:
         seen.append({name: t.clone() for name, t in predictor.detector.state_dict().items()})
-        return {"map": next(scores), "map50": 0.5}, [Detections()] * len(records), Asked()
+        return {"map": next(scores), "map50": 0.5, "threshold": 0.5}, [Detections()] * len(records), Asked()
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     return seen
